@@ -1,0 +1,149 @@
+"""
+# Rolling upgrade
+
+**Purpose.** Brings the components of a Nephoran system to another image version, one after the other, while the system
+goes on answering. Whatever fails, every component that was changed goes back to the exact template it had before.
+
+**When to run, when not.** In a maintenance window of the chosen category. Not while another operation runs, not while a
+component is rolling or paused, and not for another *minor* version of Weaviate: that needs its own procedure, because an
+older Weaviate may not read what a newer one has written.
+
+**Before you start.** Push the images to the registry. Run `preflight`, then this procedure with `mode = plan`, and read
+the difference of each component in the report.
+
+**Parameters.** See the trigger form; the defaults change nothing (`mode = plan`).
+
+**Steps.**
+
+| step | meaning | if it fails |
+|---|---|---|
+| `check_request` | parameters, profile, cluster and permissions | nothing was changed; correct what the message names |
+| `preflight` | all findings in one table; any *block* stops the run | nothing was changed; follow the hint of each finding |
+| `plan_changes` | tags resolved to digests, a server-side dry-run difference per component | nothing was changed; correct what the message names |
+| `record_before_state` | the journal: what is there, what is intended | nothing was changed; check the rights on `nephoran-maintenance` |
+| `measure_traffic` | steady requests through the whole chain, for as long as anything changes | the run turns red, the change itself is not affected |
+| `apply_policy`, `wait_policy` | the profile's rolling-update policy, only where the live object differs | every changed component is rolled back |
+| `apply_image`, `wait_image` | the new image; rollout watched, health asked over HTTP; Weaviate one replica at a time | every changed component is rolled back |
+| `functional_test` | one NetworkIntent per served API group, always deleted again | every changed component is rolled back |
+| `verify_components` | running image digests equal the plan, no container restarted | every changed component is rolled back |
+| `decide_rollback` | keeps the change, or opens the way back | clear it: it decides again from the journal |
+| `rollback` | recorded templates put back in reverse order, each one verified | **page a person**: the message names object, expected and observed state |
+| `report_operation` | JSON and HTML report; closes the journal | clear it: it only reads and writes the report again |
+| `raise_failure` | keeps the run red when any step failed, also after a good rollback | it is meant to fail |
+
+**Duration and blast radius.** About a minute per component with the default probe delays and grace periods, plus one
+per replica of Weaviate. At most one pod more, never one less, than wanted of each component.
+
+**Verify.** `report_operation` has a link to the report: failed requests, longest gap, digests before and after.
+
+**Roll back.** Automatic on failure. To abort by hand, mark the running step as *failed*: everything changed so far is
+rolled back. Do not mark the *run* as failed: that skips the rollback.
+"""
+
+from __future__ import annotations
+
+from airflow.sdk import Param, TaskGroup, chain, dag
+from nephoran_maintenance.groups.component_upgrade import component_upgrade
+from nephoran_maintenance.groups.functional_test import functional_test
+from nephoran_maintenance.groups.preflight import preflight
+from nephoran_maintenance.groups.rollback import rollback
+from nephoran_maintenance.operators.admission import CheckRequestOperator
+from nephoran_maintenance.operators.planning import PlanUpgradeOperator
+from nephoran_maintenance.operators.recording import RecordBeforeStateOperator
+from nephoran_maintenance.operators.report import RaiseFailureOperator, ReportOperator
+from nephoran_maintenance.operators.traffic import MeasureTrafficOperator, StopTrafficOperator
+from nephoran_maintenance.operators.verification import VerifyComponentsOperator
+from nephoran_maintenance.profile import load_profile
+
+PROFILE = load_profile()
+COMPONENTS = [component.name for component in PROFILE.components]
+DEFAULT_COMPONENTS = [component.name for component in PROFILE.components if component.upgrade_by_default]
+CONNECTION = "kubernetes_rolling_upgrade"
+
+
+@dag(
+    dag_display_name="Rolling upgrade",
+    description="Bring components to another image version with no downtime and a way back",
+    schedule=None,
+    catchup=False,
+    max_active_runs=1,
+    tags=["upgrade", "risk/changes-system"],
+    doc_md=__doc__,
+    params={
+        "mode": Param(
+            "plan",
+            type="string",
+            enum=["plan", "apply"],
+            title="Mode",
+            description="plan shows exactly what would change and ends; apply changes it.",
+        ),
+        "version": Param(
+            None,
+            type=["null", "string"],
+            maxLength=128,
+            title="Version (image tag)",
+            description="The tag that every chosen component goes to, for example v2.1.0. Mutable tags are refused.",
+        ),
+        "images": Param(
+            {},
+            type="object",
+            additionalProperties={"type": "string"},
+            title="Images per component",
+            description='Overrides the version for single components: {"rag-api": "v2.1.1"}. A tag, a digest '
+            "(sha256:…) or a whole image reference.",
+        ),
+        "components": Param(
+            DEFAULT_COMPONENTS,
+            type="array",
+            items={"type": "string", "enum": COMPONENTS},
+            examples=COMPONENTS,
+            minItems=1,
+            uniqueItems=True,
+            title="Components",
+            description="What to upgrade. The order is the profile's, whatever the order here.",
+        ),
+        "category": Param(
+            "minor",
+            type="string",
+            enum=["security", "emergency", "minor", "major", "infrastructure"],
+            title="Category",
+            description="The maintenance category that the change is recorded under.",
+        ),
+        "reason": Param(
+            "",
+            type="string",
+            maxLength=500,
+            title="Reason",
+            description="A sentence or a ticket number for the report.",
+        ),
+        "allow_downgrade": Param(
+            False,
+            type="boolean",
+            title="Allow a downgrade",
+            description="Without it, a tag older than the running one is refused. Never applies to Weaviate.",
+        ),
+    },
+)
+def rolling_upgrade() -> None:
+    check_request = CheckRequestOperator(task_id="check_request", kubernetes_connection_id=CONNECTION)
+    ready = preflight(kubernetes_connection_id=CONNECTION)
+    plan_changes = PlanUpgradeOperator(task_id="plan_changes", kubernetes_connection_id=CONNECTION)
+    record_before_state = RecordBeforeStateOperator(
+        task_id="record_before_state", kubernetes_connection_id=CONNECTION
+    )
+    measure_traffic = MeasureTrafficOperator(task_id="measure_traffic", kubernetes_connection_id=CONNECTION)
+    with TaskGroup("components", tooltip="One after the other, in the profile's order") as components:
+        chain(*[component_upgrade(component, kubernetes_connection_id=CONNECTION) for component in PROFILE.components])
+    tested = functional_test(kubernetes_connection_id=CONNECTION)
+    verify_components = VerifyComponentsOperator(task_id="verify_components", kubernetes_connection_id=CONNECTION)
+    undone = rollback(PROFILE.components, kubernetes_connection_id=CONNECTION)
+    stop_traffic = StopTrafficOperator(task_id="stop_traffic", kubernetes_connection_id=CONNECTION)
+    report_operation = ReportOperator(task_id="report_operation", kubernetes_connection_id=CONNECTION)
+    raise_failure = RaiseFailureOperator(task_id="raise_failure")
+
+    check_request >> ready >> plan_changes >> record_before_state >> components >> tested >> verify_components
+    verify_components >> undone >> stop_traffic >> report_operation >> raise_failure
+    record_before_state >> measure_traffic >> report_operation
+
+
+rolling_upgrade()

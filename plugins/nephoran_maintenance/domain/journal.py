@@ -1,0 +1,162 @@
+"""The journal: what an operation found, what it intends and how far it is. Written before each change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from nephoran_maintenance.errors import UnknownStateError
+from nephoran_maintenance.settings import PREFIX
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+SCHEMA_VERSION = 1
+LABELS = {"app.kubernetes.io/managed-by": "nephoran-maintenance", f"{PREFIX}/record": "journal"}
+LONGEST_NAME = 52
+
+Step = Literal["planned", "intended", "applied", "verified", "rolling-back", "rolled-back"]
+Outcome = Literal["succeeded", "nothing-changed", "rolled-back", "rollback-failed"]
+BEGUN: frozenset[str] = frozenset({"intended", "applied", "verified", "rolling-back"})
+"""Steps at which an entry may have changed the object, so that a rollback concerns it."""
+
+
+class Workload(BaseModel):
+    """Which object an entry is about."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: str
+    namespace: str
+    name: str
+
+
+class JournalEntry(BaseModel):
+    """One intended change of one object: its exact state before and after."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    component: str
+    kind: Literal["policy", "image"]
+    workload: Workload
+    before: dict[str, Any]
+    intended: dict[str, Any]
+    digest: str | None = None
+    step: Step = "planned"
+    at: dict[Step, datetime] = {}
+    """When each step was first reached."""
+
+    def seconds(self) -> float | None:
+        """Return the seconds from the intent to the verified result; None when it was not reached."""
+        if "intended" not in self.at or "verified" not in self.at:
+            return None
+        return (self.at["verified"] - self.at["intended"]).total_seconds()
+
+
+class Journal(BaseModel):
+    """The record of one operation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_version: int = SCHEMA_VERSION
+    operation_id: str
+    procedure: str
+    run_id: str
+    system: str
+    plan_hash: str
+    started_at: datetime
+    state: Literal["open", "closed"] = "open"
+    outcome: Outcome | None = None
+    fencing_token: int | None = None
+    closed_at: datetime | None = None
+    entries: tuple[JournalEntry, ...] = ()
+
+    def entry(self, component: str, kind: str) -> JournalEntry | None:
+        """Return the entry of one change, or None when the plan has none."""
+        return next((e for e in self.entries if (e.component, e.kind) == (component, kind)), None)
+
+    def entries_of(self, component: str) -> list[JournalEntry]:
+        """Return a component's entries in the order of their changes."""
+        return [entry for entry in self.entries if entry.component == component]
+
+    def begun(self) -> list[str]:
+        """Return the components that may have been changed, in the order of the changes."""
+        return list(dict.fromkeys(entry.component for entry in self.entries if entry.step in BEGUN))
+
+    def to_roll_back(self) -> list[str]:
+        """Return the components that a rollback concerns, in reverse order. What was not begun is not in it."""
+        return list(reversed(self.begun()))
+
+    def complete(self) -> bool:
+        """Return whether every intended change is verified."""
+        return all(entry.step == "verified" for entry in self.entries)
+
+    def moved(self, component: str, kind: str | None, step: Step, at: datetime) -> Journal:
+        """Return the journal with entries at another step; ``kind`` None means all begun entries of the component."""
+        return self.model_copy(
+            update={
+                "entries": tuple(
+                    entry.model_copy(update={"step": step, "at": {**entry.at, step: entry.at.get(step, at)}})
+                    if entry.component == component and (entry.kind == kind or (kind is None and entry.step in BEGUN))
+                    else entry
+                    for entry in self.entries
+                )
+            }
+        )
+
+    def closed(self, outcome: Outcome, at: datetime) -> Journal:
+        """Return the journal closed; one that is closed already stays as it is."""
+        if self.state == "closed":
+            return self
+        return self.model_copy(update={"state": "closed", "outcome": outcome, "closed_at": at})
+
+
+def operation_id(procedure: str, at: datetime, run_id: str) -> str:
+    """Return the id of the operation of a run: a valid Kubernetes name of at most 52 characters.
+
+    :param at: moment of the run that never changes, ``run_after`` of the DAG run.
+    """
+    stamp = at.astimezone(UTC).strftime("%Y%m%dt%H%M%S")
+    suffix = f"{stamp}-{hashlib.sha256(run_id.encode()).hexdigest()[:6]}"
+    name = procedure.lower().replace("_", "-")[: LONGEST_NAME - len(suffix) - 1].rstrip("-")
+    return f"{name}-{suffix}"
+
+
+def to_config_map(journal: Journal, namespace: str) -> dict[str, Any]:
+    """Return the ConfigMap that holds a journal: a summary for kubectl, the entries as one JSON text each."""
+    data = {
+        "journal.json": json.dumps(journal.model_dump(mode="json", exclude={"entries"}), indent=2),
+        "progress": "\n".join(f"{e.component} {e.kind}: {e.step}" for e in journal.entries),
+    }
+    for number, entry in enumerate(journal.entries):
+        data[f"entry-{number:02d}.json"] = entry.model_dump_json()
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": journal.operation_id,
+            "namespace": namespace,
+            "labels": {**LABELS, f"{PREFIX}/state": journal.state, f"{PREFIX}/procedure": journal.procedure},
+        },
+        "data": data,
+    }
+
+
+def from_config_map(config_map: Mapping[str, Any]) -> Journal:
+    """Return the journal in a ConfigMap.
+
+    :raises UnknownStateError: ``journal-unreadable`` when it is damaged or of another schema.
+    """
+    name = config_map["metadata"]["name"]
+    data = config_map.get("data") or {}
+    try:
+        head = json.loads(data["journal.json"])
+        entries = [json.loads(data[key]) for key in sorted(data) if key.startswith("entry-")]
+        if head.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"schema version {head.get('schema_version')}, expected {SCHEMA_VERSION}")
+        return Journal.model_validate({**head, "entries": entries})
+    except (KeyError, ValueError, ValidationError) as error:
+        raise UnknownStateError(
+            "journal-unreadable",
+            f"the journal {name} can't be read: {str(error).splitlines()[0]}",
+            context={"journal": name},
+            hint="Nothing was changed by this step. Read the ConfigMap with kubectl and compare the objects by hand.",
+        ) from error

@@ -1,0 +1,96 @@
+"""How a workload is brought to an intended spec, one safe move at a time. Pure: the same look gives the same move.
+
+The caller looks, makes the move, waits and looks again, so a worker that dies between two moves loses nothing. A
+StatefulSet is stepped by its partition from the highest ordinal down, and the next ordinal is only opened when the
+caller has seen the one before it answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+JsonObject = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Move:
+    """The next move.
+
+    ``patch``: put the intended template and strategy in place (a StatefulSet with its partition at ``partition``).
+    ``open``: lower the partition to ``partition``, which releases the pod of that ordinal.
+    ``replace``: delete ``pod``: it is broken, of an older revision, and its controller never would (kubernetes#67250).
+    ``wait``: wait until ``ordinal`` and all above it (None: the whole workload) run the intended template.
+    ``settle``: every pod runs the intended template; put the intended strategy itself back, partition included.
+    ``done``: nothing is left to do.
+    """
+
+    action: Literal["patch", "open", "replace", "wait", "settle", "done"]
+    ordinal: int | None = None
+    partition: int | None = None
+    pod: str | None = None
+
+
+def next_move(
+    workload: JsonObject, pods: Sequence[JsonObject], *, template_as_intended: bool, strategy_as_intended: bool
+) -> Move:
+    """Return the next move that brings a workload to its intended spec.
+
+    :param workload: the live object.
+    :param pods: its live pods.
+    :param template_as_intended: whether the live ``spec.template`` equals the intended one.
+    :param strategy_as_intended: whether the live strategy, partition included, equals the intended one.
+    """
+    if workload["kind"] != "StatefulSet":
+        if not (template_as_intended and strategy_as_intended):
+            return Move("patch")
+        return Move("wait")
+    replicas = int(workload["spec"].get("replicas", 1))
+    if not template_as_intended:
+        return Move("patch", partition=replicas)
+    status = workload.get("status", {})
+    if status.get("observedGeneration", 0) < workload["metadata"].get("generation", 0):
+        return Move("wait", ordinal=replicas)
+    revision = status.get("updateRevision")
+    partition = partition_of(workload)
+    by_ordinal = {ordinal_of(pod): pod for pod in pods}
+    for ordinal in reversed(range(replicas)):
+        pod = by_ordinal.get(ordinal)
+        if pod is None:
+            return Move("wait", ordinal=ordinal)
+        current = pod["metadata"].get("labels", {}).get("controller-revision-hash") == revision
+        if current and is_ready(pod):
+            continue
+        if current or pod["metadata"].get("deletionTimestamp"):
+            return Move("wait", ordinal=ordinal)
+        if partition > ordinal:
+            return Move("open", ordinal=ordinal, partition=ordinal)
+        if not is_ready(pod):
+            return Move("replace", ordinal=ordinal, pod=pod["metadata"]["name"])
+        return Move("wait", ordinal=ordinal)
+    return Move("done") if strategy_as_intended else Move("settle")
+
+
+def partition_of(workload: JsonObject) -> int:
+    """Return the partition of a StatefulSet; 0 when it has none."""
+    return int(workload["spec"].get("updateStrategy", {}).get("rollingUpdate", {}).get("partition", 0))
+
+
+def with_partition(strategy: JsonObject, partition: int) -> dict[str, Any]:
+    """Return a StatefulSet's update strategy with another partition."""
+    rolling = {**(strategy.get("rollingUpdate") or {}), "partition": partition}
+    return {**strategy, "type": "RollingUpdate", "rollingUpdate": rolling}
+
+
+def ordinal_of(pod: JsonObject) -> int:
+    """Return the ordinal of a StatefulSet's pod, from its name."""
+    return int(str(pod["metadata"]["name"]).rpartition("-")[2])
+
+
+def is_ready(pod: JsonObject) -> bool:
+    """Return whether the pod is Ready and not on its way out."""
+    if pod["metadata"].get("deletionTimestamp"):
+        return False
+    conditions = pod.get("status", {}).get("conditions", ())
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)

@@ -1,0 +1,57 @@
+"""The upgrade of one component: its rolling-update policy first, then its image."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.sdk import TaskGroup, TriggerRule
+from nephoran_maintenance.operators.rollout import ApplyChangeOperator, WaitForChangeOperator
+from nephoran_maintenance.profile import Component
+
+GROUP = "components"
+KINDS = ("policy", "image")
+
+
+def identifier(component_name: str) -> str:
+    """Return the component's name as it stands in task ids."""
+    return component_name.replace("-", "_")
+
+
+def task_ids_of(component_name: str, kind: str | None = None) -> list[str]:
+    """Return the ids of the steps that change a component, in their order; of one kind of change when given."""
+    prefix = f"{GROUP}.{identifier(component_name)}"
+    return [f"{prefix}.{verb}_{k}" for k in KINDS if kind in (None, k) for verb in ("apply", "wait")]
+
+
+def component_upgrade(component: Component, *, kubernetes_connection_id: str) -> TaskGroup:
+    """Return the group of steps that changes one component.
+
+    ``plan_changes`` skips what the plan does not contain, so the steps run when nothing before them failed.
+    """
+    with TaskGroup(
+        identifier(component.name),
+        group_display_name=component.name,
+        tooltip=f"Policy, then image of {component.name}",
+        default_args={"trigger_rule": TriggerRule.NONE_FAILED, "retry_delay": timedelta(seconds=2)},
+    ) as group:
+        previous = None
+        for kind in KINDS:
+            apply = ApplyChangeOperator(
+                task_id=f"apply_{kind}",
+                component=component.name,
+                change_kind=kind,
+                kubernetes_connection_id=kubernetes_connection_id,
+                retries=1,
+            )
+            wait = WaitForChangeOperator(
+                task_id=f"wait_{kind}",
+                component=component.name,
+                change_kind=kind,
+                kubernetes_connection_id=kubernetes_connection_id,
+                retries=2,
+            )
+            if previous:
+                previous >> apply
+            apply >> wait
+            previous = wait
+    return group

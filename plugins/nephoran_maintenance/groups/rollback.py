@@ -1,0 +1,47 @@
+"""The way back: recorded templates return in reverse order, each one verified before the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from airflow.sdk import TaskGroup, TriggerRule
+from nephoran_maintenance.groups.component_upgrade import identifier
+from nephoran_maintenance.operators.rollback import DecideRollbackOperator, RollbackComponentOperator
+from nephoran_maintenance.profile import Component
+
+GROUP = "rollback"
+
+
+def rollback_task_id(component_name: str) -> str:
+    """Return the id of the step that takes a component back."""
+    return f"{GROUP}.rollback_{identifier(component_name)}"
+
+
+def rollback(components: Sequence[Component], *, kubernetes_connection_id: str) -> TaskGroup:
+    """Return the group: a decision from the journal, then one step per component in reverse order.
+
+    One component that can't be taken back does not keep the others from it.
+    """
+    with TaskGroup(
+        GROUP,
+        group_display_name="Rollback",
+        tooltip="Only after a failure: everything changed so far goes back",
+        default_args={"trigger_rule": TriggerRule.ALL_DONE, "retry_delay": timedelta(seconds=2)},
+    ) as group:
+        previous = DecideRollbackOperator(
+            task_id="decide_rollback",
+            kubernetes_connection_id=kubernetes_connection_id,
+            rollback_task_ids={c.name: rollback_task_id(c.name) for c in components},
+            retries=2,
+        )
+        for component in reversed(components):
+            step = RollbackComponentOperator(
+                task_id=f"rollback_{identifier(component.name)}",
+                component=component.name,
+                kubernetes_connection_id=kubernetes_connection_id,
+                retries=2,
+            )
+            previous >> step
+            previous = step
+    return group

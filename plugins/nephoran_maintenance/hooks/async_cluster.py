@@ -1,0 +1,212 @@
+"""The cluster for triggers: the same words and errors as the blocking hook, reading only, never blocking the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlencode
+
+from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.hooks.connections import read_connection_async
+from nephoran_maintenance.hooks.kubernetes_rest import (
+    CONNECT_TIMEOUT_SECONDS,
+    PAGE_SIZE,
+    ClusterSettings,
+    JsonObject,
+    JsonObjects,
+    Request,
+    Resource,
+    cluster_settings,
+    events_about,
+    list_items,
+    parse_json,
+    resource_of,
+    resource_path,
+    selector_text,
+    server_name,
+    status_error,
+    unreachable_error,
+)
+from nephoran_maintenance.settings import FIELD_MANAGER
+
+READ_TIMEOUT = timedelta(seconds=10)
+
+
+async def read_cluster_settings(connection_id: str) -> ClusterSettings:
+    """Read and check a Kubernetes connection without blocking the loop, and have its secrets masked in the logs.
+
+    :raises PermanentError: ``connection-missing`` or ``connection-invalid``.
+    """
+    from airflow.sdk.log import amask_secret
+
+    _, extra = await read_connection_async(connection_id)
+    settings = cluster_settings(connection_id, extra)
+    for secret in settings.secrets:
+        await amask_secret(secret)
+    return settings
+
+
+class AsyncClusterHook:
+    """Read from one cluster inside an event loop; an asynchronous context manager that keeps one client open.
+
+    ::
+
+        async with AsyncClusterHook("kubernetes_rolling_upgrade") as cluster:
+            workload = await cluster.get("Deployment", "rag-api", "nephoran-system")
+
+    :param connection_id: Airflow connection id, of type ``kubernetes``.
+    :param read_timeout: how long one answer may take.
+    :raises PermanentError: on entering: ``connection-missing`` or ``connection-invalid``.
+    """
+
+    def __init__(self, connection_id: str, *, read_timeout: timedelta = READ_TIMEOUT) -> None:
+        self.connection_id = connection_id
+        self.read_timeout = read_timeout
+        self._stack = AsyncExitStack()
+        self._api_client: Any = None
+        self._settings: ClusterSettings | None = None
+
+    async def __aenter__(self) -> AsyncClusterHook:
+        settings = await read_cluster_settings(self.connection_id)
+        # The first import of the client libraries takes a second or two: in a thread the loop keeps turning.
+        provider = await asyncio.to_thread(
+            importlib.import_module, "airflow.providers.cncf.kubernetes.hooks.kubernetes"
+        )
+        hook = provider.AsyncKubernetesHook(
+            config_dict=settings.kube_config,
+            connection_extras={"kube_config_path": settings.kube_config_path},
+            conn_id=None,
+            kubernetes_conn_id=None,
+            cluster_context=settings.context,
+            in_cluster=settings.in_cluster or None,
+        )
+        if settings.disable_verify_ssl:
+            from kubernetes_asyncio import client
+
+            hook.client_configuration = client.Configuration()
+            hook.client_configuration.verify_ssl = False
+        try:
+            self._api_client = await self._stack.enter_async_context(hook.get_conn())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._unusable(error) from error
+        except Exception as error:
+            # edge of the library: its ConfigException derives from Exception only
+            if type(error).__name__ != "ConfigException":
+                raise
+            raise self._unusable(error) from error
+        self._settings = settings
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def _unusable(self, error: Exception) -> PermanentError:
+        return PermanentError(
+            "connection-invalid",
+            f"the Kubernetes connection {self.connection_id!r} has no usable kubeconfig: {type(error).__name__}",
+            context={"connection": self.connection_id},
+            hint="Check the connection's kube_config or kube_config_path with kubectl --kubeconfig.",
+        )
+
+    @property
+    def server(self) -> str:
+        """Return ``host:port`` of the API server."""
+        return server_name(self._api_client.configuration.host)
+
+    async def _get(self, path: str, about: Request, query: Mapping[str, object] | None = None) -> JsonObject:
+        import aiohttp
+
+        headers = {"Accept": "application/json", "User-Agent": FIELD_MANAGER}
+        await self._api_client.update_params_for_auth(headers, [], ["BearerToken"])
+        given = {key: value for key, value in (query or {}).items() if value is not None}
+        configuration = self._api_client.configuration
+        url = configuration.host + path + (f"?{urlencode(given)}" if given else "")
+        options: dict[str, Any] = {}
+        if configuration.tls_server_name:
+            options["server_hostname"] = configuration.tls_server_name
+        if configuration.proxy:
+            options["proxy"] = configuration.proxy
+        read_seconds = self.read_timeout.total_seconds()
+        try:
+            async with self._api_client.rest_client.pool_manager.request(
+                "GET",
+                url,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(
+                    total=read_seconds, sock_connect=min(CONNECT_TIMEOUT_SECONDS, read_seconds)
+                ),
+                allow_redirects=False,
+                **options,
+            ) as response:
+                body = await response.read()
+                status = response.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise unreachable_error(self.server, self.connection_id, error, about) from error
+        if not 200 <= status <= 299:
+            secrets = self._settings.secrets if self._settings else []
+            raise status_error(status, body, about, self.connection_id, self.server, secrets)
+        return parse_json(body, about, self.connection_id, self.server)
+
+    async def get(self, kind: str | Resource, name: str, namespace: str | None = None) -> JsonObject:
+        """Return one object.
+
+        :raises PermanentError: ``not-found`` when it does not exist; :meth:`find` returns None instead.
+        """
+        resource = resource_of(kind)
+        return await self._get(
+            resource_path(resource, namespace, name), Request("get", resource.label, namespace, name)
+        )
+
+    async def find(self, kind: str | Resource, name: str, namespace: str | None = None) -> JsonObject | None:
+        """Return one object, or None when it does not exist."""
+        try:
+            return await self.get(kind, name, namespace)
+        except PermanentError as error:
+            if error.reference == "not-found":
+                return None
+            raise
+
+    async def list(
+        self,
+        kind: str | Resource,
+        namespace: str | None = None,
+        label_selector: str | Mapping[str, Any] | None = None,
+        *,
+        field_selector: str | None = None,
+    ) -> JsonObjects:
+        """Return all objects of a kind in a namespace, or in all namespaces, page by page."""
+        resource = resource_of(kind)
+        about = Request("list", resource.label, namespace)
+        items: JsonObjects = []
+        continue_token: str | None = None
+        while True:
+            query = {
+                "labelSelector": selector_text(label_selector) or None,
+                "fieldSelector": field_selector,
+                "limit": PAGE_SIZE,
+                "continue": continue_token,
+            }
+            body = await self._get(resource_path(resource, namespace), about, query)
+            items += list_items(body)
+            continue_token = (body.get("metadata") or {}).get("continue") or None
+            if continue_token is None:
+                return items
+
+    async def list_custom(self, group: str, version: str, plural: str, namespace: str | None = None) -> JsonObjects:
+        """Return all objects of a custom kind."""
+        return await self.list(Resource(group, version, plural), namespace)
+
+    async def pods_of(self, workload: JsonObject) -> JsonObjects:
+        """Return the pods that a workload selects, of every revision."""
+        return await self.list("Pod", workload["metadata"]["namespace"], workload["spec"]["selector"])
+
+    async def workload_events(self, workload: JsonObject, pods: JsonObjects) -> JsonObjects:
+        """Return the events about a workload, its ReplicaSets and these pods."""
+        return events_about(await self.list("Event", workload["metadata"]["namespace"]), workload, pods)

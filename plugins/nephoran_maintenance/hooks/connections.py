@@ -1,0 +1,52 @@
+"""Reading an Airflow connection, blocking and from within a trigger's event loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nephoran_maintenance.errors import PermanentError
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
+
+
+def read_connection(connection_id: str) -> Connection:
+    """Return an Airflow connection. Never call this in an event loop: use :func:`read_connection_async` there.
+
+    :raises PermanentError: ``connection-missing``.
+    """
+    from airflow.sdk import BaseHook
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    try:
+        return BaseHook.get_connection(connection_id)
+    except AirflowNotFoundException as error:
+        raise _missing(connection_id) from error
+
+
+async def read_connection_async(connection_id: str) -> tuple[Connection, dict[str, Any]]:
+    """Return an Airflow connection and its extra fields without blocking the event loop.
+
+    In a triggerer a blocking read, and even ``extra_dejson`` (it reports the secrets to be masked), talks to the parent
+    process on the loop's thread; while another trigger waits for that same channel Airflow 3.3.2 raises
+    ``DeadlockImminentError``, which ends every trigger of the process.
+
+    :raises PermanentError: ``connection-missing``.
+    """
+    from airflow.sdk import BaseHook
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    try:
+        connection = await BaseHook.aget_connection(connection_id)
+    except AirflowNotFoundException as error:
+        raise _missing(connection_id) from error
+    return connection, await connection.aextra_dejson()
+
+
+def _missing(connection_id: str) -> PermanentError:
+    return PermanentError(
+        "connection-missing",
+        f"there is no Airflow connection {connection_id!r}",
+        context={"connection": connection_id},
+        hint=f"Create it: airflow connections add {connection_id} …, or set AIRFLOW_CONN_{connection_id.upper()}.",
+    )

@@ -1,0 +1,121 @@
+"""Prometheus over its HTTP interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import Any
+
+from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.hooks.connections import read_connection
+from nephoran_maintenance.hooks.http_api import DEFAULT_TIMEOUT, base_url_of, json_of, send, unexpected
+
+SERVICE = "Prometheus"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series of an answer: its labels and its samples, oldest first. A value may be NaN."""
+
+    labels: Mapping[str, str]
+    samples: list[tuple[datetime, float]]
+
+    @property
+    def value(self) -> float:
+        """Return the newest value."""
+        return self.samples[-1][1]
+
+
+class PrometheusHook:
+    """Ask one Prometheus.
+
+    :param connection_id: an Airflow connection of type ``http``; login and password are sent as basic authentication,
+        a password without a login as a bearer token.
+    """
+
+    def __init__(self, connection_id: str = "prometheus_default", *, timeout: timedelta = DEFAULT_TIMEOUT) -> None:
+        self.connection_id = connection_id
+        self.timeout = timeout
+
+    @cached_property
+    def _access(self) -> tuple[str, dict[str, str], tuple[str, ...]]:
+        import base64
+
+        connection = read_connection(self.connection_id)
+        headers: dict[str, str] = {}
+        if connection.login and connection.password:
+            pair = base64.b64encode(f"{connection.login}:{connection.password}".encode()).decode()
+            headers["Authorization"] = f"Basic {pair}"
+        elif connection.password:
+            headers["Authorization"] = f"Bearer {connection.password}"
+        return base_url_of(connection, 9090), headers, (connection.password,) if connection.password else ()
+
+    def _get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
+        base_url, headers, secrets = self._access
+        answer = send(
+            SERVICE,
+            "GET",
+            base_url + path,
+            connection_id=self.connection_id,
+            headers=headers,
+            query=query,
+            timeout=self.timeout,
+        )
+        if answer.status in (400, 422):
+            error = json_of(SERVICE, answer, path, base_url, self.connection_id).get("error", "")
+            raise PermanentError(
+                "prometheus-query-invalid",
+                f"Prometheus refused a query: {error}",
+                context={"query": (query or {}).get("query", ""), "connection": self.connection_id},
+                hint="Correct the PromQL expression.",
+            )
+        if not 200 <= answer.status <= 299:
+            raise unexpected(SERVICE, answer, path, base_url, self.connection_id, secrets)
+        return json_of(SERVICE, answer, path, base_url, self.connection_id)["data"]
+
+    def ready(self) -> bool:
+        """Return whether Prometheus says that it is ready.
+
+        :raises TransientError: ``prometheus-unreachable``.
+        """
+        base_url, headers, _ = self._access
+        answer = send(
+            SERVICE,
+            "GET",
+            base_url + "/-/ready",
+            connection_id=self.connection_id,
+            headers=headers,
+            timeout=self.timeout,
+        )
+        return answer.status == 200
+
+    def query(self, promql: str, at: datetime | None = None) -> list[Series]:
+        """Return the value of each series of an expression at one moment, or now. No series means no data, not zero."""
+        query = {"query": promql}
+        if at is not None:
+            query["time"] = f"{at.timestamp():.3f}"
+        data = self._get("/api/v1/query", query)
+        if data["resultType"] in ("scalar", "string"):
+            return [Series({}, [_sample(data["result"])])]
+        return [Series(entry["metric"], [_sample(entry["value"])]) for entry in data["result"]]
+
+    def query_range(self, promql: str, start: datetime, end: datetime, step: timedelta) -> list[Series]:
+        """Return the values of each series of an expression between two moments."""
+        query = {
+            "query": promql,
+            "start": f"{start.timestamp():.3f}",
+            "end": f"{end.timestamp():.3f}",
+            "step": f"{step.total_seconds():g}",
+        }
+        data = self._get("/api/v1/query_range", query)
+        return [Series(entry["metric"], [_sample(pair) for pair in entry["values"]]) for entry in data["result"]]
+
+    def targets(self) -> list[dict[str, Any]]:
+        """Return the active scrape targets with their health and last error."""
+        return list(self._get("/api/v1/targets", {"state": "active"})["activeTargets"])
+
+
+def _sample(pair: list[Any]) -> tuple[datetime, float]:
+    return datetime.fromtimestamp(float(pair[0]), UTC), float(pair[1])

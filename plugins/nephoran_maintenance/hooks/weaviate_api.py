@@ -1,0 +1,242 @@
+"""Weaviate over its REST and GraphQL interface, blocking and for triggers."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import timedelta
+from functools import cached_property
+from typing import Any
+from urllib.parse import quote
+
+from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.hooks.connections import read_connection, read_connection_async
+from nephoran_maintenance.hooks.http_api import (
+    DEFAULT_TIMEOUT,
+    HttpAnswer,
+    base_url_of,
+    json_of,
+    send,
+    unexpected,
+)
+from nephoran_maintenance.hooks.outside_text import excerpt
+
+SERVICE = "Weaviate"
+COLLECTION_NAME = re.compile(r"[A-Z][A-Za-z0-9_]*")
+
+
+class WeaviateHook:
+    """Talk to one Weaviate with the API key of an Airflow connection of type ``http``.
+
+    :param connection_id: host, port, ``http`` or ``https`` as schema, the API key as password (none: anonymous).
+    :param base_url: talk to this address instead of the connection's, with the connection's key: a forwarded port of
+        one pod, for example.
+    :param api_key: the key, for code that may not read a connection itself; needs ``base_url``.
+    """
+
+    def __init__(
+        self,
+        connection_id: str = "weaviate_default",
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        timeout: timedelta = DEFAULT_TIMEOUT,
+    ) -> None:
+        self.connection_id = connection_id
+        self.timeout = timeout
+        self._given_url = base_url.rstrip("/") if base_url else None
+        self._given_key = api_key
+
+    @cached_property
+    def _access(self) -> tuple[str, str | None]:
+        if self._given_url is not None and self._given_key is not None:
+            return self._given_url, self._given_key
+        connection = read_connection(self.connection_id)
+        return self._given_url or base_url_of(connection, 8080), connection.password or None
+
+    @property
+    def base_url(self) -> str:
+        return self._access[0]
+
+    def at(self, base_url: str) -> WeaviateHook:
+        """Return a hook with the same key for another address."""
+        return WeaviateHook(self.connection_id, base_url=base_url, api_key=self._access[1] or "", timeout=self.timeout)
+
+    def _send(self, method: str, path: str, body: object = None) -> HttpAnswer:
+        base_url, key = self._access
+        return send(
+            SERVICE,
+            method,
+            base_url + path,
+            connection_id=self.connection_id,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            body=body,
+            timeout=self.timeout,
+        )
+
+    def _json(self, method: str, path: str, body: object = None) -> Any:
+        action = f"{method} {path}"
+        answer = self._send(method, path, body)
+        url, key = self._access
+        if not 200 <= answer.status <= 299:
+            raise unexpected(SERVICE, answer, action, url, self.connection_id, (key,) if key else ())
+        return json_of(SERVICE, answer, action, url, self.connection_id)
+
+    def ready(self) -> bool:
+        """Return whether this node says that it is ready; it answers so before it looks at any key.
+
+        :raises TransientError: ``weaviate-unreachable`` when it does not answer at all.
+        """
+        return self._send("GET", "/v1/.well-known/ready").status == 200
+
+    def meta(self) -> dict[str, Any]:
+        """Return ``/v1/meta``: version, modules."""
+        return dict(self._json("GET", "/v1/meta"))
+
+    def version(self) -> str:
+        """Return the running version, such as ``1.39.0``."""
+        return str(self.meta().get("version", ""))
+
+    def statistics(self) -> dict[str, Any]:
+        """Return ``/v1/cluster/statistics``: ``synchronized`` and, per node, its RAFT state."""
+        return dict(self._json("GET", "/v1/cluster/statistics"))
+
+    def synchronized(self) -> bool:
+        """Return whether the whole cluster is synchronized and each node sees all others."""
+        return is_synchronized(self.statistics())
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return the nodes with their status, version, shards and object counts."""
+        return list(self._json("GET", "/v1/nodes?output=verbose").get("nodes") or [])
+
+    def schema(self) -> list[dict[str, Any]]:
+        """Return the definitions of all collections."""
+        return list(self._json("GET", "/v1/schema").get("classes") or [])
+
+    def graphql(self, query: str) -> dict[str, Any]:
+        """Run a GraphQL query and return its ``data``.
+
+        :raises PermanentError: ``weaviate-query-failed`` with the first of its errors.
+        """
+        return graphql_data(self._json("POST", "/v1/graphql", {"query": query}), self.connection_id)
+
+    def count(self, collection: str) -> int:
+        """Return how many objects a collection holds."""
+        name = checked_collection(collection)
+        data = self.graphql(f"{{ Aggregate {{ {name} {{ meta {{ count }} }} }} }}")
+        return int(data["Aggregate"][name][0]["meta"]["count"])
+
+    def get_object(self, collection: str, object_id: str) -> dict[str, Any] | None:
+        """Return one object, or None when the collection does not hold it."""
+        path = f"/v1/objects/{quote(checked_collection(collection))}/{quote(object_id)}"
+        try:
+            return dict(self._json("GET", path))
+        except PermanentError as error:
+            if error.reference == "not-found":
+                return None
+            raise
+
+
+class AsyncWeaviate:
+    """The same questions inside an event loop: each runs in a thread, so the loop keeps turning.
+
+    Weaviate is asked once a second at most, so a thread costs less than a second client library would. Make one with
+    :meth:`connect`.
+    """
+
+    def __init__(self, hook: WeaviateHook) -> None:
+        self._hook = hook
+
+    @classmethod
+    async def connect(cls, connection_id: str = "weaviate_default", *, base_url: str | None = None) -> AsyncWeaviate:
+        """Read the connection without blocking the loop."""
+        connection, _ = await read_connection_async(connection_id)
+        url = base_url or base_url_of(connection, 8080)
+        return cls(WeaviateHook(connection_id, base_url=url, api_key=connection.password or ""))
+
+    def at(self, base_url: str) -> AsyncWeaviate:
+        """Return the same for another address."""
+        return AsyncWeaviate(self._hook.at(base_url))
+
+    async def ready(self) -> bool:
+        return await asyncio.to_thread(self._hook.ready)
+
+    async def meta(self) -> dict[str, Any]:
+        return await asyncio.to_thread(self._hook.meta)
+
+    async def statistics(self) -> dict[str, Any]:
+        return await asyncio.to_thread(self._hook.statistics)
+
+    async def synchronized(self) -> bool:
+        return await asyncio.to_thread(self._hook.synchronized)
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        return await asyncio.to_thread(self._hook.nodes)
+
+    async def get_object(self, collection: str, object_id: str) -> dict[str, Any] | None:
+        return await asyncio.to_thread(self._hook.get_object, collection, object_id)
+
+
+async def read_api_key_async(connection_id: str) -> str:
+    """Return the API key of a connection without blocking the loop; empty for anonymous access."""
+    connection, _ = await read_connection_async(connection_id)
+    return connection.password or ""
+
+
+def missing_on(weaviate: WeaviateHook, *, collection: str, object_id: str | None, healthy_nodes: int | None) -> str:
+    """Return what one node still lacks to take its part again, or an empty text when it lacks nothing.
+
+    It must be ready, answer a real query (an object by its id, or the schema), be in step with the cluster, and see so
+    many healthy nodes.
+
+    :raises MaintenanceError: when the node can't be asked.
+    """
+    if not weaviate.ready():
+        return "it is not ready"
+    if object_id is not None:
+        if weaviate.get_object(collection, object_id) is None:
+            return f"it does not have the object {object_id} of {collection}"
+    else:
+        weaviate.schema()
+    if not weaviate.synchronized():
+        return "the cluster is not synchronized"
+    if healthy_nodes is not None:
+        healthy = sum(1 for node in weaviate.nodes() if node.get("status") == "HEALTHY")
+        if healthy < healthy_nodes:
+            return f"it sees {healthy} of {healthy_nodes} nodes healthy"
+    return ""
+
+
+def is_synchronized(statistics: dict[str, Any]) -> bool:
+    """Return whether ``/v1/cluster/statistics`` says that the cluster is in step."""
+    return bool(statistics.get("synchronized"))
+
+
+def graphql_data(answer: dict[str, Any], connection_id: str) -> dict[str, Any]:
+    """Return the ``data`` of a GraphQL answer, which carries its errors under status 200.
+
+    :raises PermanentError: ``weaviate-query-failed``.
+    """
+    if errors := answer.get("errors"):
+        raise PermanentError(
+            "weaviate-query-failed",
+            f"Weaviate refused a query: {excerpt(str(errors[0].get('message', errors[0])))}",
+            context={"connection": connection_id},
+            hint="Check that the collection and its properties exist.",
+        )
+    return dict(answer.get("data") or {})
+
+
+def checked_collection(name: str) -> str:
+    """Return a collection's name, which goes into paths and queries as it is.
+
+    :raises PermanentError: ``weaviate-collection-invalid``.
+    """
+    if not COLLECTION_NAME.fullmatch(name):
+        raise PermanentError(
+            "weaviate-collection-invalid",
+            f"{name!r} is not the name of a Weaviate collection",
+            context={"collection": name},
+            hint="A name starts with a capital letter and has letters, digits and underscores only.",
+        )
+    return name

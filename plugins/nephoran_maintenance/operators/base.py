@@ -1,0 +1,83 @@
+"""What every step of a procedure has in common: its operation, its profile, its view of the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from nephoran_maintenance.airflow_edge import airflow_errors
+from nephoran_maintenance.domain.journal import operation_id
+from nephoran_maintenance.profile import SystemProfile, load_profile
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from nephoran_maintenance.hooks.cluster import ClusterHook
+    from nephoran_maintenance.hooks.journal_store import JournalStore
+
+
+class StepOperator(BaseOperator):
+    """Run one step of a procedure: subclasses implement ``act`` and, when they defer, ``resume``.
+
+    Permanent errors fail the step without a retry, transient ones are retried; both keep their text for the person
+    on call.
+
+    :param kubernetes_connection_id: Airflow connection of the procedure's own ServiceAccount.
+    """
+
+    def __init__(self, *, kubernetes_connection_id: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kubernetes_connection_id = kubernetes_connection_id
+
+    def execute(self, context: Context) -> Any:
+        with airflow_errors():
+            return self.act(context)
+
+    def resume_step(self, context: Context, event: dict[str, Any]) -> Any:
+        """Continue after a deferral; name this as ``method_name`` when deferring."""
+        with airflow_errors():
+            return self.resume(context, event)
+
+    def act(self, context: Context) -> Any:
+        raise NotImplementedError
+
+    def resume(self, context: Context, event: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+    @property
+    def profile(self) -> SystemProfile:
+        return load_profile()
+
+    def cluster(self) -> ClusterHook:
+        from nephoran_maintenance.hooks.cluster import ClusterHook
+
+        return ClusterHook(self.kubernetes_connection_id)
+
+    def journals(self, cluster: ClusterHook | None = None) -> JournalStore:
+        from nephoran_maintenance.hooks.journal_store import JournalStore
+
+        return JournalStore(cluster or self.cluster(), self.profile.namespaces.maintenance)
+
+
+def operation_of(context: Context) -> str:
+    """Return the operation id of this run: the same in every step and every try."""
+    run = context["dag_run"]
+    return operation_id(run.dag_id, run.run_after, run.run_id)
+
+
+def pull(context: Context, task_id: str, key: str = "return_value") -> Any:
+    """Return what another step of this run left behind, or None when it left nothing."""
+    return context["ti"].xcom_pull(task_ids=task_id, key=key, map_indexes=-1)
+
+
+def pull_all(context: Context, task_ids: Iterable[str]) -> dict[str, Any]:
+    """Return the results of several steps of this run by task id; steps without a result are left out."""
+    names = list(task_ids)
+    results = context["ti"].xcom_pull(task_ids=names, map_indexes=-1)
+    return {name: result for name, result in zip(names, results, strict=True) if result is not None}
+
+
+def states_of(context: Context) -> dict[str, str]:
+    """Return the state of every step of this run by task id."""
+    ti = context["ti"]
+    return dict(ti.get_task_states(dag_id=ti.dag_id, run_ids=[ti.run_id])[ti.run_id])

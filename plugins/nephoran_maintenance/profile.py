@@ -1,0 +1,326 @@
+"""The system profile: the only place where names, namespaces, ports and policies of a system are written."""
+
+from __future__ import annotations
+
+import functools
+import uuid
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.settings import profile_path
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Name = str
+WorkloadKind = Literal["Deployment", "StatefulSet", "DaemonSet"]
+
+
+class Part(BaseModel):
+    """Unknown keys are errors everywhere in the profile."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Metadata(Part):
+    name: str
+
+
+class Connections(Part):
+    """Names of Airflow connections; a procedure's own cluster connection is ``kubernetes_<procedure>``."""
+
+    weaviate: str = "weaviate_default"
+    prometheus: str = "prometheus_default"
+    object_store: str | None = "object_store_reports"
+    image_registry: str | None = "image_registry_default"
+
+
+class Namespaces(Part):
+    system: str
+    monitoring: str
+    maintenance: str = "nephoran-maintenance"
+
+
+class WorkloadReference(Part):
+    """Which object runs a component: by name, or by label selector; the kind may be left to discovery."""
+
+    kind: WorkloadKind | None = None
+    name: str | None = None
+    selector: dict[str, str] = {}
+    namespace: str | None = None
+
+    @model_validator(mode="after")
+    def _named_or_selected(self) -> WorkloadReference:
+        if not self.name and not self.selector:
+            raise ValueError("needs a name or a selector")
+        return self
+
+
+class HttpCheck(Part):
+    """Port and path of a health check; what is missing is taken from the live readiness probe."""
+
+    port: int | None = None
+    path: str | None = None
+
+
+class Health(Part):
+    http: HttpCheck = HttpCheck()
+
+
+class Component(Part):
+    """One workload of the system."""
+
+    name: Name = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    workload: WorkloadReference
+    container: str | None = None
+    repository: str | None = None
+    policy: str = "stateless"
+    health: Health = Health()
+    needs: tuple[str, ...] = ()
+    gate: tuple[str, ...] = ()
+    criticality: Literal["must", "may fail"] = "must"
+    upgrade_by_default: bool = True
+
+
+class ProbePolicy(Part):
+    path: str | None = None
+    port: int | str | None = None
+    initial_delay_seconds: int | None = Field(None, ge=0, le=3600)
+    period_seconds: int | None = Field(None, ge=1, le=3600)
+    timeout_seconds: int | None = Field(None, ge=1, le=3600)
+    failure_threshold: int | None = Field(None, ge=1, le=100)
+
+
+class Policy(Part):
+    """A rolling-update policy; what is left out stays as it is on the live object."""
+
+    max_surge: int | None = Field(None, ge=0, le=100)
+    max_unavailable: int | None = Field(None, ge=0, le=100)
+    grace_period_seconds: int | None = Field(None, ge=0, le=3600)
+    pre_stop_sleep_seconds: int | None = Field(None, ge=1, le=3600)
+    readiness: ProbePolicy | None = None
+    liveness: ProbePolicy | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Policy:
+        if (self.max_surge is None) != (self.max_unavailable is None):
+            raise ValueError("max_surge and max_unavailable belong together")
+        if self.max_surge == 0 and self.max_unavailable == 0:
+            raise ValueError("max_surge and max_unavailable can't both be 0: nothing could roll")
+        if self.pre_stop_sleep_seconds and self.grace_period_seconds is not None:
+            if self.grace_period_seconds <= self.pre_stop_sleep_seconds:
+                raise ValueError("grace_period_seconds must be longer than pre_stop_sleep_seconds, or draining is cut")
+        return self
+
+
+class KnownObjects(Part):
+    """Objects that must always be found: id = uuid5(URL namespace, "<prefix>/<collection>/<n>"), title "<title>-<n>"."""
+
+    collection: str
+    prefix: str
+    title: str
+    count: int = Field(ge=1)
+
+    def id_of(self, number: int) -> str:
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.prefix}/{self.collection}/{number}"))
+
+
+class ProbeSettings(Part):
+    url: str
+    rate_per_second: float = Field(60, gt=0, le=1000)
+    timeout_seconds: float = Field(5, gt=0, le=60)
+
+
+class Intents(Part):
+    """How NetworkIntents are read, and the text of the functional test."""
+
+    groups: Literal["auto"] | tuple[str, ...] = "auto"
+    success: tuple[str, ...]
+    failure: tuple[str, ...]
+    active_limit: int = Field(10, ge=1)
+    wait_seconds: int = Field(600, ge=0, le=7200)
+    test_text: str = "deploy AMF with 2 replicas"
+    test_namespace: str
+    test_target: str = "maintenance-sandbox"
+    test_timeout_seconds: int = Field(120, ge=1, le=3600)
+
+
+class Dependency(Part):
+    """Something outside the system that it can't work without."""
+
+    name: str
+    url: str
+    connection: str | None = None
+    reachable: tuple[int, ...] = (200,)
+
+
+class Category(Part):
+    window: Literal["any", "daily", "weekly", "monthly", "quarterly"]
+    approval: Literal["none", "one", "two"]
+    downtime: Literal["zero", "minimal", "planned"]
+
+
+class Rollout(Part):
+    no_progress_seconds: int = Field(600, ge=10, le=7200)
+    progress_deadline_seconds: int = Field(600, ge=10, le=7200)
+
+    @property
+    def no_progress_limit(self) -> timedelta:
+        return timedelta(seconds=self.no_progress_seconds)
+
+    @property
+    def progress_deadline(self) -> timedelta:
+        return timedelta(seconds=self.progress_deadline_seconds)
+
+
+class Reports(Part):
+    """Where reports are kept: a bucket, and always the local folder as well."""
+
+    bucket: str | None = None
+    prefix: str = "reports"
+
+
+class Registry(Part):
+    plain_http: bool = False
+
+
+class Backup(Part):
+    bucket: str | None = "nephoran-production-backups"
+
+
+class Targets(Part):
+    rto_minutes: int = Field(120, gt=0)
+    rpo_hours: int = Field(24, gt=0)
+
+
+class SystemProfile(Part):
+    """One system, as its operators describe it."""
+
+    apiVersion: Literal["maintenance.nephoran.com/v1"]  # noqa: N815 (Kubernetes' own spelling)
+    kind: Literal["SystemProfile"]
+    metadata: Metadata
+    connections: Connections = Connections()
+    namespaces: Namespaces
+    components: tuple[Component, ...] = Field(min_length=1)
+    policies: dict[str, Policy]
+    known_objects: KnownObjects | None = None
+    intents: Intents
+    dependencies: tuple[Dependency, ...] = ()
+    probe: ProbeSettings | None = None
+    rollout: Rollout = Rollout()
+    registry: Registry = Registry()
+    reports: Reports = Reports()
+    backup: Backup = Backup()
+    targets: Targets = Targets()
+    categories: dict[str, Category] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SystemProfile:
+        names = [component.name for component in self.components]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"components are listed twice: {', '.join(doubled)}")
+        if self.probe and not self.known_objects:
+            raise ValueError("the probe needs known_objects to check its answers")
+        for component in self.components:
+            unknown = sorted(set(component.needs) - set(names))
+            if unknown:
+                raise ValueError(f"component {component.name} needs unknown components: {', '.join(unknown)}")
+            if component.policy not in self.policies:
+                raise ValueError(
+                    f"component {component.name} has the policy {component.policy!r}, "
+                    f"expected one of {', '.join(sorted(self.policies))}"
+                )
+        return self
+
+    def component(self, name: str) -> Component:
+        """Return a component.
+
+        :raises PermanentError: ``component-unknown``.
+        """
+        for component in self.components:
+            if component.name == name:
+                return component
+        raise PermanentError(
+            "component-unknown",
+            f"the profile has no component {name!r}; it has {', '.join(c.name for c in self.components)}",
+            context={"component": name, "profile": self.metadata.name},
+            hint="Correct the name, or add the component to the profile.",
+        )
+
+    def namespace_of(self, component: Component) -> str:
+        """Return the namespace a component lives in."""
+        return component.workload.namespace or self.namespaces.system
+
+    def policy_of(self, component: Component) -> dict[str, Any]:
+        """Return a component's rolling-update policy; its readiness falls back to the component's health check."""
+        return self.policies[component.policy].model_dump(exclude_none=True)
+
+
+def load_profile(path: str | Path | None = None) -> SystemProfile:
+    """Read and check a profile; the same file is read once per change of it.
+
+    :param path: default: ``NEPHORAN_PROFILE``, else the profile that comes with the project.
+    :raises PermanentError: ``profile-missing`` or ``profile-invalid``, naming file, line, key and what was expected.
+    """
+    chosen = Path(path) if path is not None else profile_path()
+    try:
+        modified = chosen.stat().st_mtime_ns
+    except OSError as error:
+        raise PermanentError(
+            "profile-missing",
+            f"the profile {chosen} can't be read: {error.strerror}",
+            context={"profile": str(chosen)},
+            hint="Set NEPHORAN_PROFILE to a readable profile; include/profiles/nephoran.yaml is the pattern.",
+        ) from error
+    return _load(str(chosen), modified)
+
+
+@functools.lru_cache(maxsize=8)
+def _load(path: str, modified: int) -> SystemProfile:
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise _invalid(path, mark.line + 1 if mark else 1, "", f"is not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(data, dict):
+        raise _invalid(path, 1, "", f"is {type(data).__name__}, expected a mapping")
+    try:
+        return SystemProfile.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        keys = first["loc"]
+        key = ".".join(str(part) for part in keys)
+        more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        given = f"; given: {first['input']!r}" if not isinstance(first.get("input"), dict | list) else ""
+        raise _invalid(path, _line_of(node, keys), key, f"{first['msg']}{given}{more}") from None
+
+
+def _invalid(path: str, line: int, key: str, problem: str) -> PermanentError:
+    what = f"key {key}: {problem}" if key else problem
+    return PermanentError(
+        "profile-invalid",
+        f"the profile {path}, line {line}: {what}",
+        context={"profile": path, "line": line, "key": key} if key else {"profile": path, "line": line},
+        hint="Correct the line; docs/reference/profile.md has every key.",
+    )
+
+
+def _line_of(node: Any, keys: tuple[Any, ...]) -> int:
+    """Return the line of the deepest part of a key path that the file has."""
+    line = 1
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+            if found is None:
+                return line
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line

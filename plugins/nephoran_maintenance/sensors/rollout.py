@@ -1,0 +1,227 @@
+"""Wait for the rollout of a workload, without a worker, and say why it failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseSensorOperator
+from airflow.sdk.exceptions import AirflowException
+
+from nephoran_maintenance.airflow_edge import airflow_errors
+from nephoran_maintenance.domain.rollout import judge_rollout
+from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
+from nephoran_maintenance.hooks.evidence import collect_evidence, evidence_text
+from nephoran_maintenance.triggers.rollout import RolloutTrigger, needs_events, verdict_event
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from nephoran_maintenance.hooks.cluster import ClusterHook
+
+EVIDENCE_KEY = "evidence"
+HINTS = {
+    "image-pull": "Push the image or correct its tag; check the registry and the pull secret.",
+    "bad-image-name": "Correct the image's name.",
+    "crash-loop": "Read the container's last log lines above.",
+    "config-error": "Create the ConfigMap, Secret or key that the event names.",
+    "unschedulable": "Free or add the resources that the event names.",
+    "quota": "Raise the namespace's quota, or free what it counts.",
+    "volume": "Look at the volume and its claim that the event names.",
+    "failing-probe": "Ask the probe's address yourself; read the container's log.",
+    "oom": "Raise the container's memory limit, or find out why it needs more.",
+}
+
+
+class RolloutSensor(BaseSensorOperator):
+    """Succeed when a Deployment, StatefulSet or DaemonSet is rolled out; fail early, with the cause, when it can't be.
+
+    It looks once before it defers, so a finished rollout costs no trigger, and Airflow's race between a parked worker
+    and a trigger that fires at once (apache/airflow #67287, not fixed in 3.3.2) has nothing to hit. For what is left of
+    it ``retries`` is 2 unless given. A failed rollout is not retried.
+
+    Returns the trigger's event. On failure it leaves its evidence in the XCom ``evidence``
+    (:func:`~nephoran_maintenance.hooks.evidence.collect_evidence`) and in the error's text.
+
+    Safe to repeat: yes, it only reads.
+
+    :param kubernetes_connection_id: Airflow connection of type ``kubernetes``.
+    :param kind: Deployment, StatefulSet or DaemonSet.
+    :param container: the container whose image is rolled out.
+    :param image: the image that must run at the end; None or empty: whatever the workload's template says.
+    :param ordinal: of a StatefulSet, wait only for this ordinal and those above it.
+    :param since: moment in ISO 8601 when the change was made; empty: now. Older events don't count.
+    :param no_progress_limit: give up after so long without progress; 600 s is Kubernetes' own default.
+    :param progress_deadline: for workloads without a progress deadline of their own.
+    :param rollout_timeout: give up after so long altogether.
+    """
+
+    template_fields: Sequence[str] = ("namespace", "kind", "name", "container", "image", "since")
+
+    def __init__(
+        self,
+        *,
+        kubernetes_connection_id: str,
+        namespace: str,
+        kind: str,
+        name: str,
+        container: str,
+        image: str | None = None,
+        ordinal: int | None = None,
+        since: str = "",
+        no_progress_limit: timedelta = timedelta(seconds=600),
+        progress_deadline: timedelta = timedelta(seconds=600),
+        rollout_timeout: timedelta = timedelta(hours=1),
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("retries", 2)
+        kwargs.setdefault("retry_delay", timedelta(seconds=5))
+        super().__init__(**kwargs)
+        self.kubernetes_connection_id = kubernetes_connection_id
+        self.namespace = namespace
+        self.kind = kind
+        self.name = name
+        self.container = container
+        self.image = image
+        self.ordinal = ordinal
+        self.since = since
+        self.no_progress_limit = no_progress_limit
+        self.progress_deadline = progress_deadline
+        self.rollout_timeout = rollout_timeout
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with airflow_errors():
+            now = datetime.now(UTC)
+            since = datetime.fromisoformat(self.since) if self.since else now
+            event = look(
+                self._cluster(),
+                namespace=self.namespace,
+                kind=self.kind,
+                name=self.name,
+                container=self.container,
+                image=self.image or None,
+                ordinal=self.ordinal,
+                since=since,
+                now=now,
+                no_progress_limit=self.no_progress_limit,
+                progress_deadline=self.progress_deadline,
+            )
+            if event["state"] != "progressing":
+                return self._conclude(context, event)
+        self.log.info("%s %s: %s", self.kind, self.name, event["progress"])
+        self.defer(
+            trigger=RolloutTrigger(
+                connection_id=self.kubernetes_connection_id,
+                namespace=self.namespace,
+                kind=self.kind,
+                name=self.name,
+                container=self.container,
+                image=self.image or None,
+                ordinal=self.ordinal,
+                since=since.isoformat(),
+                no_progress_limit_seconds=self.no_progress_limit.total_seconds(),
+                progress_deadline_seconds=self.progress_deadline.total_seconds(),
+                deadline_at=(now + self.rollout_timeout).isoformat(),
+            ),
+            method_name="conclude",
+            # The trigger's own deadline answers in an event; this one only catches a triggerer that is gone.
+            timeout=self.rollout_timeout + timedelta(minutes=5),
+        )
+        raise AirflowException("deferring did not end the step")
+
+    def conclude(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Continue with the trigger's event."""
+        with airflow_errors():
+            return self._conclude(context, event)
+
+    def _conclude(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        if event["state"] == "complete":
+            self.log.info("%s %s is rolled out: %s", self.kind, self.name, event["progress"])
+            return event
+        evidence = collect_evidence(
+            self._cluster(),
+            namespace=self.namespace,
+            kind=self.kind,
+            name=self.name,
+            pod=event.get("pod"),
+            container=self.container,
+        )
+        if "ti" in context:
+            context["ti"].xcom_push(key=EVIDENCE_KEY, value=evidence)
+        raise rollout_error(event, evidence)
+
+    def _cluster(self) -> ClusterHook:
+        from nephoran_maintenance.hooks.cluster import ClusterHook
+
+        return ClusterHook(self.kubernetes_connection_id)
+
+
+def look(
+    cluster: ClusterHook,
+    *,
+    namespace: str,
+    kind: str,
+    name: str,
+    container: str,
+    image: str | None,
+    since: datetime,
+    now: datetime,
+    no_progress_limit: timedelta,
+    progress_deadline: timedelta,
+    ordinal: int | None = None,
+) -> dict[str, Any]:
+    """Judge a rollout once; return the verdict as the trigger's event would be, or with the state ``progressing``."""
+    workload = cluster.get(kind, name, namespace)
+    pods = cluster.pods_of(workload)
+    events = cluster.workload_events(workload, pods) if needs_events(workload, pods) else []
+    verdict = judge_rollout(
+        workload,
+        pods,
+        events,
+        container=container,
+        image=image,
+        now=now,
+        since=since,
+        progressed_at=now,
+        no_progress_limit=no_progress_limit,
+        progress_deadline=progress_deadline,
+        ordinal=ordinal,
+    )
+    return {**verdict_event(verdict), "seconds": 0.0}
+
+
+def rollout_error(event: dict[str, Any], evidence: dict[str, Any]) -> MaintenanceError:
+    """Return the error for an event that is not ``complete``, with the evidence in its text.
+
+    ``failed`` and ``timeout`` are permanent. An ``error`` (it could not be found out) is transient, so that the step
+    looks again, unless the cause is one that a retry does not mend.
+    """
+    target = f"{evidence['workload']} in namespace {evidence['namespace']}"
+    details = evidence_text(evidence)
+    context = {key: event.get(key) for key in ("cause", "pod", "progress") if event.get(key)}
+    if event["state"] == "failed":
+        text = f"{target} could not be rolled out: {event['message']}"
+        hint = HINTS.get(str(event.get("cause")), "Look at the pod's events and log lines above.")
+        return PermanentError("rollout-failed", _joined(text, details), context=context, hint=hint)
+    if event["state"] == "timeout":
+        text = f"{target} was not rolled out in time: {event['message']}; {event.get('progress') or 'no state seen'}"
+        return PermanentError("rollout-timeout", _joined(text, details), context=context, hint="See what it waits for.")
+    text = f"the rollout of {target} could not be watched: {event['message']}"
+    permanent = str(event.get("reference")) in PERMANENT_READ_ERRORS
+    kind = PermanentError if permanent else TransientError
+    return kind(event.get("reference") or "rollout-unknown", text, context=context, hint=event.get("hint") or "")
+
+
+PERMANENT_READ_ERRORS = {
+    "cluster-unauthorized",
+    "cluster-forbidden",
+    "cluster-untrusted",
+    "connection-invalid",
+    "connection-missing",
+    "not-found",
+}
+
+
+def _joined(text: str, details: str) -> str:
+    return f"{text}\n{details}" if details else text

@@ -1,0 +1,152 @@
+"""Wait for the rollout of one workload without holding a worker."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, ClassVar
+
+from nephoran_maintenance.domain.rollout import RolloutVerdict, judge_rollout
+from nephoran_maintenance.errors import TransientError
+from nephoran_maintenance.hooks.async_cluster import AsyncClusterHook
+from nephoran_maintenance.hooks.kubernetes_rest import JsonObject
+from nephoran_maintenance.triggers.base import Event, PollingTrigger
+
+
+class RolloutTrigger(PollingTrigger):
+    """Yield one event when the rollout of a workload is complete, has failed, or can't be judged.
+
+    The event: ``{"state": "complete" | "failed" | "timeout" | "error", "cause": str | None, "message": str, "pod":
+    str | None, "progress": str, "reference": str | None, "hint": str, "seconds": float}``. ``cause`` is a value of
+    :class:`~nephoran_maintenance.domain.rollout.Cause`, set when the state is ``failed``.
+
+    :param connection_id: Airflow connection of type ``kubernetes``.
+    :param kind: Deployment, StatefulSet or DaemonSet.
+    :param container: the container whose image is rolled out.
+    :param image: the image that must run at the end; None: whatever the workload's template says.
+    :param ordinal: of a StatefulSet, wait only for this ordinal and those above it.
+    :param since: moment in ISO 8601 when the change was made; older events don't count.
+    :param no_progress_limit_seconds: give up after so long without progress.
+    :param progress_deadline_seconds: for workloads without a progress deadline of their own.
+    """
+
+    parameters: ClassVar[tuple[str, ...]] = (
+        "connection_id",
+        "namespace",
+        "kind",
+        "name",
+        "container",
+        "image",
+        "ordinal",
+        "since",
+        "no_progress_limit_seconds",
+        "progress_deadline_seconds",
+    )
+
+    def __init__(
+        self,
+        *,
+        connection_id: str,
+        namespace: str,
+        kind: str,
+        name: str,
+        container: str,
+        since: str,
+        image: str | None = None,
+        ordinal: int | None = None,
+        no_progress_limit_seconds: float = 600.0,
+        progress_deadline_seconds: float = 600.0,
+        poll_interval_seconds: float = 1.0,
+        read_error_limit: int = 30,
+        deadline_at: str | None = None,
+    ) -> None:
+        super().__init__(
+            poll_interval_seconds=poll_interval_seconds, read_error_limit=read_error_limit, deadline_at=deadline_at
+        )
+        self.connection_id = connection_id
+        self.namespace = namespace
+        self.kind = kind
+        self.name = name
+        self.container = container
+        self.image = image
+        self.ordinal = ordinal
+        self.since = since
+        self.no_progress_limit_seconds = no_progress_limit_seconds
+        self.progress_deadline_seconds = progress_deadline_seconds
+        self._progress = ""
+
+    def empty_event(self) -> Event:
+        return {**super().empty_event(), "cause": None, "pod": None, "progress": self._progress}
+
+    async def watch(self) -> Event:
+        progressed_at = self.now()
+        fingerprint: str | None = None
+        async with AsyncClusterHook(self.connection_id) as cluster:
+            while True:
+                try:
+                    workload, pods, events = await self._read(cluster)
+                except TransientError as error:
+                    self.read_failed(error)
+                    await self.pause()
+                    continue
+                self.read_succeeded()
+                verdict = self._judge(workload, pods, events, progressed_at)
+                if verdict.fingerprint != fingerprint:
+                    fingerprint, progressed_at = verdict.fingerprint, self.now()
+                    if verdict.state == "failed":
+                        # It moved since the last look: a limit on standing still must be counted from here.
+                        verdict = self._judge(workload, pods, events, progressed_at)
+                self._progress = verdict.progress
+                self.log_change(verdict.state, verdict.progress, verdict.message)
+                if verdict.state != "progressing":
+                    return verdict_event(verdict)
+                await self.pause()
+
+    async def _read(self, cluster: AsyncClusterHook) -> tuple[JsonObject, list[JsonObject], list[JsonObject]]:
+        workload = await cluster.get(self.kind, self.name, self.namespace)
+        pods = await cluster.pods_of(workload)
+        events = await cluster.workload_events(workload, pods) if needs_events(workload, pods) else []
+        return workload, pods, events
+
+    def _judge(
+        self, workload: JsonObject, pods: list[JsonObject], events: list[JsonObject], progressed_at: datetime
+    ) -> RolloutVerdict:
+        return judge_rollout(
+            workload,
+            pods,
+            events,
+            container=self.container,
+            image=self.image,
+            now=self.now(),
+            since=datetime.fromisoformat(self.since),
+            progressed_at=progressed_at,
+            no_progress_limit=timedelta(seconds=self.no_progress_limit_seconds),
+            progress_deadline=timedelta(seconds=self.progress_deadline_seconds),
+            ordinal=self.ordinal,
+        )
+
+
+def needs_events(workload: JsonObject, pods: list[JsonObject]) -> bool:
+    """Return whether something is not ready, so that the events could say why."""
+    wanted = (workload.get("spec") or {}).get("replicas")
+    if wanted is None:
+        wanted = (workload.get("status") or {}).get("desiredNumberScheduled", 1)
+    return sum(1 for pod in pods if _is_ready(pod)) < max(int(wanted), len(pods))
+
+
+def _is_ready(pod: JsonObject) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    return any(condition.get("type") == "Ready" and condition.get("status") == "True" for condition in conditions)
+
+
+def verdict_event(verdict: RolloutVerdict) -> dict[str, Any]:
+    """Return a decided verdict in the shape of the trigger's event, without ``seconds``."""
+    failed = verdict.state == "failed"
+    return {
+        "state": verdict.state,
+        "cause": str(verdict.cause.value) if verdict.cause is not None else None,
+        "message": verdict.message,
+        "pod": verdict.pod,
+        "progress": verdict.progress,
+        "reference": "rollout-failed" if failed else None,
+        "hint": "",
+    }
