@@ -145,6 +145,8 @@ class ImageRegistryHook:
     def _url(self, image: ImageReference, path: str) -> str:
         registry = image.registry or "docker.io"
         host = "registry-1.docker.io" if registry == "docker.io" else registry
+        if registry == "docker.io" and "/" not in image.repository:
+            path = path.replace(f"/v2/{image.repository}/", f"/v2/library/{image.repository}/", 1)
         return f"{'http' if self._settings[3] else 'https'}://{host}{path}"
 
     def _unexpected(self, image: ImageReference, answer: HttpAnswer, action: str) -> Exception:

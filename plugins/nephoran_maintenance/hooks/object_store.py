@@ -115,15 +115,14 @@ class ObjectStoreHook:
     @cached_property
     def _client(self) -> Any:
         connection_id = str(self.connection_id)
-        read_connection(connection_id)  # a clear error; the provider falls back to the environment's credentials
+        # A clear error when it is missing: the provider would fall back to the environment's credentials.
+        extra = read_connection(connection_id).extra_dejson
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
         from botocore.config import Config
 
-        # The connection's own config_kwargs (addressing style) are lost when a Config is given: merged by hand.
-        hook = S3Hook(aws_conn_id=connection_id)
-        limits = Config(connect_timeout=5, read_timeout=30, retries={"total_max_attempts": 2, "mode": "standard"})
-        own = hook.conn_config.botocore_config
-        hook = S3Hook(aws_conn_id=connection_id, config=own.merge(limits) if own else limits)
+        # A given configuration replaces the connection's own, which has the addressing style: hence both here.
+        limits = {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 2, "mode": "standard"}}
+        hook = S3Hook(aws_conn_id=connection_id, config=Config(**{**limits, **extra.get("config_kwargs", {})}))
         return hook.get_conn()
 
     def _call(self, operation: str, **parameters: Any) -> Any:

@@ -50,8 +50,9 @@ class ProbeTrigger(PollingTrigger):
     :param journal_namespace: namespace of the journal's ConfigMap.
     :param journal_name: name of it; its annotation ``maintenance.nephoran.com/probe: stop`` ends the probe.
     :param deadline_seconds: the probe ends after this at the latest.
-    :param object_name_template: what the known object's id is the version 5 UUID of, in the URL namespace.
-    :param title_template: the title that the known object has.
+    :param object_prefix: the known object with number n has as its id the version 5 UUID of
+        ``<object_prefix>/<collection>/<n>`` in the URL namespace.
+    :param title_prefix: it has the title ``<title_prefix>-<n>``.
     """
 
     parameters: ClassVar[tuple[str, ...]] = (
@@ -66,8 +67,8 @@ class ProbeTrigger(PollingTrigger):
         "journal_name",
         "deadline_seconds",
         "query",
-        "object_name_template",
-        "title_template",
+        "object_prefix",
+        "title_prefix",
     )
 
     def __init__(
@@ -84,8 +85,8 @@ class ProbeTrigger(PollingTrigger):
         timeout_seconds: float = 5.0,
         deadline_seconds: float = 6 * 3600.0,
         query: str = "maintenance probe",
-        object_name_template: str = "nephoran/{collection}/{number}",
-        title_template: str = "knowledge-{number}",
+        object_prefix: str = "nephoran",
+        title_prefix: str = "knowledge",
         poll_interval_seconds: float = 1.0,
         read_error_limit: int = 30,
         deadline_at: str | None = None,
@@ -104,8 +105,8 @@ class ProbeTrigger(PollingTrigger):
         self.journal_name = journal_name
         self.deadline_seconds = deadline_seconds
         self.query = query
-        self.object_name_template = object_name_template
-        self.title_template = title_template
+        self.object_prefix = object_prefix
+        self.title_prefix = title_prefix
         self._samples: list[dict[str, Any]] = []
         self._unwritten: list[dict[str, Any]] = []
         self._late_seconds_max = 0.0
@@ -170,12 +171,11 @@ class ProbeTrigger(PollingTrigger):
 
     async def _ask(self, probe: HttpProbe, count: int, due: float) -> None:
         number = (count * STRIDE) % self.known_objects_count
-        name = self.object_name_template.format(collection=self.collection, number=number)
-        object_id = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
+        object_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.object_prefix}/{self.collection}/{number}"))
         late_seconds = max(0.0, asyncio.get_running_loop().time() - due)
         self._late_seconds_max = max(self._late_seconds_max, late_seconds)
         at = self.now()
-        answer = await probe.ask(self.query, object_id, self.title_template.format(number=number))
+        answer = await probe.ask(self.query, object_id, f"{self.title_prefix}-{number}")
         sample = {
             "at": at.isoformat(timespec="milliseconds"),
             "seconds": round(answer.seconds, 4),

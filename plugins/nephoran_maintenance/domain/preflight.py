@@ -1,0 +1,405 @@
+"""The checks of preflight: plain data in, findings out. What could not be read never reaches these functions as good."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from nephoran_maintenance.domain.findings import Finding, Severity
+
+JsonObject = Mapping[str, Any]
+
+RECENT_RESTART = timedelta(hours=1)
+VOLUME_WARN_RATIO = 0.80
+VOLUME_BLOCK_RATIO = 0.95
+_FACTORS = {
+    "": Decimal(1),
+    "m": Decimal("0.001"),
+    "k": Decimal(10) ** 3,
+    "M": Decimal(10) ** 6,
+    "G": Decimal(10) ** 9,
+    "T": Decimal(10) ** 12,
+    "Ki": Decimal(2) ** 10,
+    "Mi": Decimal(2) ** 20,
+    "Gi": Decimal(2) ** 30,
+    "Ti": Decimal(2) ** 40,
+}
+
+
+def quantity(text: object) -> Decimal:
+    """Return a Kubernetes quantity (``100m``, ``1Gi``, ``2``) as a number in its base unit."""
+    value = str(text)
+    number = value.rstrip("KMGTkmi")
+    return Decimal(number) * _FACTORS[value[len(number) :]]
+
+
+def _name(item: JsonObject) -> str:
+    return f"{item['kind']}/{item['metadata']['name']}" if item.get("kind") else str(item["metadata"]["name"])
+
+
+def check_pods(pods: Sequence[JsonObject], now: datetime) -> list[Finding]:
+    """Every pod must be Ready; pods of finished Jobs don't count. A restart in the last hour warns."""
+    findings = []
+    counted = 0
+    for pod in pods:
+        status = pod.get("status") or {}
+        phase = status.get("phase")
+        if phase == "Succeeded" or (phase == "Failed" and _owned_by_job(pod)):
+            continue
+        counted += 1
+        name = f"Pod/{pod['metadata']['name']}"
+        ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or ())
+        if pod["metadata"].get("deletionTimestamp"):
+            findings.append(Finding("pods", "warn", name, "terminating", "Ready", "Wait until it is gone."))
+        elif not ready:
+            reason = _waiting_reason(status)
+            observed = f"{phase}, not Ready{f': {reason}' if reason else ''}"
+            findings.append(
+                Finding("pods", "block", name, observed, "Ready", f"kubectl describe {name.lower()}; mend it first.")
+            )
+        findings += _restarts(name, status, now)
+    if not counted:
+        return [Finding("pods", "block", "the system", "no pods", "the system's pods", "Check the profile's namespace.")]
+    if not any(finding.severity == "block" for finding in findings):
+        findings.append(Finding("pods", "pass", f"{counted} pods", "all Ready", "all Ready"))
+    return findings
+
+
+def _owned_by_job(pod: JsonObject) -> bool:
+    return any(owner.get("kind") == "Job" for owner in pod["metadata"].get("ownerReferences") or ())
+
+
+def _waiting_reason(status: JsonObject) -> str:
+    for entry in status.get("containerStatuses") or ():
+        waiting = (entry.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason"):
+            return str(waiting["reason"])
+    return ""
+
+
+def _restarts(name: str, status: JsonObject, now: datetime) -> list[Finding]:
+    findings = []
+    for entry in status.get("containerStatuses") or ():
+        ended = ((entry.get("lastState") or {}).get("terminated") or {}).get("finishedAt")
+        if entry.get("restartCount") and ended and now - datetime.fromisoformat(ended) < RECENT_RESTART:
+            findings.append(
+                Finding(
+                    "pods",
+                    "warn",
+                    name,
+                    f"container {entry['name']} restarted at {ended}, {entry['restartCount']} times in all",
+                    "no restart in the last hour",
+                    "Read the log of the container before the restart (kubectl logs --previous).",
+                )
+            )
+    return findings
+
+
+def check_intents(active: int, limit: int, waited: timedelta, groups: Sequence[str]) -> list[Finding]:
+    """Fewer than ``limit`` NetworkIntents may be in work, over all groups."""
+    where = f"networkintents of {', '.join(groups)}" if groups else "networkintents"
+    if not groups:
+        return [
+            Finding(
+                "intents",
+                "block",
+                where,
+                "no served group",
+                "at least one group of networkintents",
+                "Install the CRDs, or correct intents.groups in the profile.",
+            )
+        ]
+    if active < limit:
+        return [Finding("intents", "pass", where, f"{active} in work", f"fewer than {limit} in work")]
+    return [
+        Finding(
+            "intents",
+            "block",
+            where,
+            f"{active} in work after waiting {int(waited.total_seconds())} s",
+            f"fewer than {limit} in work",
+            "Let the intents finish, or find out why they don't: read .status.phase and the operator's log.",
+        )
+    ]
+
+
+def check_rollouts(workloads: Mapping[str, JsonObject]) -> list[Finding]:
+    """No component may be rolling or paused.
+
+    :param workloads: live workload by component.
+    """
+    findings = []
+    for component, workload in workloads.items():
+        spec, status, metadata = workload["spec"], workload.get("status") or {}, workload["metadata"]
+        wanted = int(status.get("desiredNumberScheduled", 0)) if workload["kind"] == "DaemonSet" else spec.get("replicas", 1)
+        name = f"{workload['kind']}/{metadata['name']}"
+        problem = ""
+        if spec.get("paused"):
+            problem = "paused"
+        elif status.get("observedGeneration", 0) < metadata.get("generation", 0):
+            problem = "changed and not yet seen by its controller"
+        elif workload["kind"] == "Deployment" and (
+            status.get("updatedReplicas", 0) < wanted
+            or status.get("replicas", 0) > status.get("updatedReplicas", 0)
+            or status.get("availableReplicas", 0) < wanted
+        ):
+            problem = f"{status.get('updatedReplicas', 0)} of {wanted} updated, {status.get('availableReplicas', 0)} available"
+        elif workload["kind"] == "StatefulSet":
+            partition = ((spec.get("updateStrategy") or {}).get("rollingUpdate") or {}).get("partition", 0)
+            if partition:
+                problem = f"partition {partition}: left behind by an unfinished change"
+            elif status.get("currentRevision") != status.get("updateRevision"):
+                problem = "between two revisions"
+            elif status.get("readyReplicas", 0) < wanted:
+                problem = f"{status.get('readyReplicas', 0)} of {wanted} ready"
+        elif workload["kind"] == "DaemonSet" and status.get("numberAvailable", 0) < wanted:
+            problem = f"{status.get('numberAvailable', 0)} of {wanted} available"
+        if problem:
+            hint = f"kubectl rollout resume {name.lower()}." if problem == "paused" else f"kubectl rollout status {name.lower()}."
+            findings.append(Finding("rollouts", "block", f"{component} ({name})", problem, "rolled out", hint))
+        elif not wanted:
+            findings.append(
+                Finding(
+                    "rollouts",
+                    "block",
+                    f"{component} ({name})",
+                    "scaled to zero",
+                    "at least one replica",
+                    "Scale it up, or leave it out.",
+                )
+            )
+        else:
+            severity: Severity = "pass"
+            findings.append(Finding("rollouts", severity, f"{component} ({name})", "rolled out", "rolled out"))
+            if wanted == 1 and workload["kind"] == "StatefulSet":
+                findings.append(
+                    Finding(
+                        "rollouts",
+                        "warn",
+                        f"{component} ({name})",
+                        "one replica",
+                        "at least two for no downtime",
+                        "It will be away while its only pod is replaced; the report states the measured gap.",
+                    )
+                )
+    return findings
+
+
+def check_headroom(
+    nodes: Sequence[JsonObject], pods: Sequence[JsonObject], surges: Mapping[str, JsonObject]
+) -> list[Finding]:
+    """The pod that each surge adds must fit on a node, one component after the other.
+
+    :param nodes: all nodes.
+    :param pods: all pods of all namespaces that are not finished.
+    :param surges: live workload by component, only of those that surge.
+    """
+    free: dict[str, dict[str, Decimal]] = {}
+    for node in nodes:
+        if node["spec"].get("unschedulable") or any(
+            taint["effect"] in ("NoSchedule", "NoExecute") for taint in node["spec"].get("taints") or ()
+        ):
+            continue
+        conditions = node["status"].get("conditions") or ()
+        if not any(c["type"] == "Ready" and c["status"] == "True" for c in conditions):
+            continue
+        allocatable = node["status"]["allocatable"]
+        free[node["metadata"]["name"]] = {key: quantity(allocatable[key]) for key in ("cpu", "memory", "pods")}
+    for pod in pods:
+        room = free.get(pod["spec"].get("nodeName", ""))
+        if room is not None and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+            for key, value in _requests(pod["spec"]).items():
+                room[key] -= value
+            room["pods"] -= 1
+    if not free:
+        return [
+            Finding("headroom", "block", "nodes", "none is Ready and schedulable", "at least one", "kubectl get nodes.")
+        ]
+    findings = []
+    for component, workload in surges.items():
+        needed = {**_requests(workload["spec"]["template"]["spec"]), "pods": Decimal(1)}
+        fits = [name for name, room in free.items() if all(room[key] >= needed[key] for key in needed)]
+        want = f"{needed['cpu'] * 1000:.0f}m CPU, {needed['memory'] / 2**20:.0f} MiB free on one node"
+        best = max(free.values(), key=lambda room: room["cpu"])
+        seen = f"at most {best['cpu'] * 1000:.0f}m CPU, {best['memory'] / 2**20:.0f} MiB, {best['pods']} pods free"
+        if fits:
+            findings.append(Finding("headroom", "pass", f"surge of {component}", seen, want))
+        else:
+            findings.append(
+                Finding("headroom", "block", f"surge of {component}", seen, want, "Free or add capacity for one pod more.")
+            )
+    return findings
+
+
+def _requests(spec: JsonObject) -> dict[str, Decimal]:
+    total = {"cpu": Decimal(0), "memory": Decimal(0)}
+    for container in spec.get("containers") or ():
+        requests = (container.get("resources") or {}).get("requests") or {}
+        for key in total:
+            total[key] += quantity(requests.get(key, 0))
+    for container in spec.get("initContainers") or ():
+        requests = (container.get("resources") or {}).get("requests") or {}
+        for key in total:
+            total[key] = max(total[key], quantity(requests.get(key, 0)))
+    return total
+
+
+def check_quotas(quotas: Sequence[JsonObject], surges: Mapping[str, JsonObject]) -> list[Finding]:
+    """A ResourceQuota must leave room for the largest surge."""
+    findings = []
+    for quota in quotas:
+        status = quota.get("status") or {}
+        for resource, hard in (status.get("hard") or {}).items():
+            key = resource.removeprefix("requests.")
+            if key not in ("cpu", "memory", "pods"):
+                continue
+            left = quantity(hard) - quantity((status.get("used") or {}).get(resource, 0))
+            needed = max(
+                (Decimal(1) if key == "pods" else _requests(w["spec"]["template"]["spec"])[key] for w in surges.values()),
+                default=Decimal(0),
+            )
+            if left < needed:
+                findings.append(
+                    Finding(
+                        "headroom",
+                        "block",
+                        f"ResourceQuota/{quota['metadata']['name']}",
+                        f"{left} {resource} left",
+                        f"at least {needed} {resource} for the surge",
+                        "Raise the quota, or free what it counts.",
+                    )
+                )
+    return findings
+
+
+def check_volumes(claims: Sequence[JsonObject], usage: Mapping[str, float] | None) -> list[Finding]:
+    """Every claim must be Bound and have room.
+
+    :param usage: used share of each claim where the kubelet's statistics were available, else None.
+    """
+    findings = []
+    for claim in claims:
+        name = f"PersistentVolumeClaim/{claim['metadata']['name']}"
+        phase = (claim.get("status") or {}).get("phase")
+        if phase != "Bound":
+            findings.append(Finding("volumes", "block", name, str(phase), "Bound", f"kubectl describe {name.lower()}."))
+            continue
+        share = None if usage is None else usage.get(claim["metadata"]["name"])
+        if share is None:
+            findings.append(Finding("volumes", "pass", name, "Bound, usage not measured", "Bound"))
+        else:
+            severity: Severity = "block" if share >= VOLUME_BLOCK_RATIO else "warn" if share >= VOLUME_WARN_RATIO else "pass"
+            hint = "" if severity == "pass" else "Enlarge the volume, or free space on it."
+            findings.append(
+                Finding("volumes", severity, name, f"Bound, {share:.0%} used", f"below {VOLUME_WARN_RATIO:.0%}", hint)
+            )
+    return findings or [Finding("volumes", "pass", "PersistentVolumeClaims", "none", "all Bound")]
+
+
+def volume_usage(summaries: Sequence[JsonObject], namespace: str) -> dict[str, float]:
+    """Return the used share of each claim of a namespace from the kubelets' statistics."""
+    usage = {}
+    for node in summaries:
+        for pod in node.get("pods") or ():
+            for volume in pod.get("volume") or ():
+                claim = volume.get("pvcRef") or {}
+                if claim.get("namespace") == namespace and volume.get("capacityBytes"):
+                    usage[claim["name"]] = volume.get("usedBytes", 0) / volume["capacityBytes"]
+    return usage
+
+
+def check_disruption_budgets(budgets: Sequence[JsonObject], *, drains: bool) -> list[Finding]:
+    """A budget that allows no disruption blocks a drain; a rollout evicts nobody, so there it only warns."""
+    findings = []
+    for budget in budgets:
+        name = f"PodDisruptionBudget/{budget['metadata']['name']}"
+        status = budget.get("status") or {}
+        allowed, expected = int(status.get("disruptionsAllowed", 0)), int(status.get("expectedPods", 0))
+        if allowed or not expected:
+            findings.append(Finding("disruption", "pass", name, f"{allowed} disruptions allowed", "at least 1"))
+        else:
+            findings.append(
+                Finding(
+                    "disruption",
+                    "block" if drains else "warn",
+                    name,
+                    f"0 disruptions allowed, {status.get('currentHealthy')} of {expected} healthy",
+                    "at least 1",
+                    "A rollout is not held back by it; a drain of a node would be.",
+                )
+            )
+    return findings or [Finding("disruption", "pass", "PodDisruptionBudgets", "none", "none that allows nothing")]
+
+
+def check_autoscalers(autoscalers: Sequence[JsonObject]) -> list[Finding]:
+    """An autoscaler that is moving changes replicas under the change's feet."""
+    findings = []
+    for scaler in autoscalers:
+        name = f"HorizontalPodAutoscaler/{scaler['metadata']['name']}"
+        status = scaler.get("status") or {}
+        current, desired = status.get("currentReplicas"), status.get("desiredReplicas")
+        if current is None or not desired or current == desired:
+            severity, hint = "pass", ""
+        else:
+            severity, hint = "block", "Wait until it has settled (kubectl get hpa)."
+        findings.append(
+            Finding("disruption", severity, name, f"{current} replicas, {desired} desired", "not moving", hint)  # type: ignore[arg-type]
+        )
+    return findings
+
+
+def check_permissions(accesses: Sequence[JsonObject], allowed: Sequence[bool], account: str) -> list[Finding]:
+    """Everything that the procedure will ask for must be allowed."""
+    findings = []
+    for access, granted in zip(accesses, allowed, strict=True):
+        if granted:
+            continue
+        resource = f"{access['resource']}.{access['group']}" if access.get("group") else access["resource"]
+        where = f" in {access['namespace']}" if access.get("namespace") else ""
+        findings.append(
+            Finding(
+                "permissions",
+                "block",
+                account,
+                f"may not {access['verb']} {resource}{where}",
+                f"may {access['verb']} {resource}{where}",
+                "Apply the manifests in deploy/ for this procedure's ServiceAccount.",
+            )
+        )
+    return findings or [Finding("permissions", "pass", account, f"all {len(accesses)} granted", "all granted")]
+
+
+def check_image(component: str, reference: str, digest: str | None) -> Finding:
+    """The image must be in the registry."""
+    if digest:
+        return Finding("images", "pass", f"{component} ({reference})", digest, "in the registry")
+    return Finding(
+        "images",
+        "block",
+        f"{component} ({reference})",
+        "not in the registry",
+        "in the registry",
+        "Push the image, or correct the tag.",
+    )
+
+
+def check_dependency(name: str, observed: str, reachable: bool, expected: str, vantage_point: str) -> Finding:
+    """A dependency must answer; the finding says from where it was asked."""
+    seen = f"{observed} (seen from {vantage_point})"
+    if reachable:
+        return Finding("dependencies", "pass", name, seen, expected)
+    return Finding("dependencies", "block", name, seen, expected, f"Look at {name} and at the network between.")
+
+
+def check_backup_age() -> Finding:
+    """Until backups exist as a procedure of this product, say that none was checked."""
+    return Finding(
+        "backup",
+        "warn",
+        "newest backup",
+        "not measured: this product makes no backups yet",
+        "a checked backup younger than 24 h",
+        "Make sure by hand that there is a restorable backup.",
+    )

@@ -1,0 +1,160 @@
+"""The report of an operation, built from recorded facts only. A fact that was not measured says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+from nephoran_maintenance.domain.findings import RANK
+from nephoran_maintenance.domain.images import ImageReference
+from nephoran_maintenance.domain.journal import Journal
+
+NOT_MEASURED = "not measured"
+Overall = Literal["succeeded", "rolled-back", "failed", "planned", "refused", "nothing-to-do", "ready", "not-ready"]
+_SUMMARIES: dict[str, str] = {
+    "succeeded": "Every planned change is in place and verified.",
+    "rolled-back": "The change failed; every component that was changed is back on its recorded template, verified.",
+    "failed": "The change failed, and so did the way back: a person must look at the components below.",
+    "planned": "This is a plan. Nothing was changed.",
+    "refused": "The run was stopped before the first change. Nothing was changed.",
+    "nothing-to-do": "Everything that was asked for already runs. Nothing was changed.",
+    "ready": "Nothing blocks a change.",
+    "not-ready": "Findings block a change. Nothing was changed; this procedure only reads.",
+}
+
+
+def overall(journal: Journal | None, *, failed: bool, planned: bool, changes: int | None, reads_only: bool) -> Overall:
+    """Return how an operation ended.
+
+    :param journal: None when it ended before the first change.
+    :param failed: whether any step failed.
+    :param planned: whether it was to plan only.
+    :param changes: number of planned changes; None when there is no plan.
+    """
+    if reads_only:
+        return "not-ready" if failed else "ready"
+    if journal is None or not any(entry.step != "planned" for entry in journal.entries):
+        if failed:
+            return "refused"
+        if changes == 0:
+            return "nothing-to-do"
+        return "planned" if planned else "refused"
+    if journal.begun() and journal.complete() and not failed:
+        return "succeeded"
+    if all(entry.step in ("rolled-back", "planned") for entry in journal.entries):
+        return "rolled-back"
+    return "failed"
+
+
+def build_report(
+    *,
+    operation_id: str,
+    procedure: str,
+    title: str,
+    system: str,
+    how: Overall,
+    triggered_by: str,
+    started_at: datetime | None,
+    ended_at: datetime,
+    params: Mapping[str, Any],
+    plan: Mapping[str, Any] | None = None,
+    plan_hash: str | None = None,
+    journal: Journal | None = None,
+    health: Mapping[str, Mapping[str, Any]] | None = None,
+    functional_test: Sequence[Mapping[str, Any]] = (),
+    probe: Mapping[str, Any] | None = None,
+    probe_expected: bool = False,
+    rollback: Sequence[Mapping[str, Any]] = (),
+    findings: Sequence[Mapping[str, Any]] = (),
+    failed_steps: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Return the report as plain data.
+
+    Keys: those of the parameters, with ``overall``, ``summary``, ``seconds`` and ``components``:
+    ``[{name, result, image_before, image_after, digest_before, digest_after, ready, desired, seconds, health, policy}]``.
+
+    :param health: by component, what its last step has measured.
+    :param probe_expected: whether a probe was to run; without its result the probe's figures read *not measured*.
+    """
+    if probe is None and probe_expected:
+        probe = dict.fromkeys(("sent", "failed", "longest_gap_seconds", "requests_per_second"), NOT_MEASURED)
+    return {
+        "operation_id": operation_id,
+        "procedure": procedure,
+        "title": title,
+        "system": system,
+        "overall": how,
+        "summary": _SUMMARIES[how],
+        "triggered_by": triggered_by,
+        "started_at": started_at.isoformat(timespec="seconds") if started_at else NOT_MEASURED,
+        "ended_at": ended_at.isoformat(timespec="seconds"),
+        "seconds": round((ended_at - started_at).total_seconds(), 1) if started_at else NOT_MEASURED,
+        "params": dict(params),
+        "plan": plan,
+        "plan_hash": plan_hash,
+        "components": _components(plan, journal, health or {}),
+        "functional_test": list(functional_test),
+        "probe": dict(probe) if probe else None,
+        "rollback": list(rollback),
+        "findings": [{**finding, "rank": RANK[finding["severity"]]} for finding in findings],
+        "failed_steps": list(failed_steps),
+    }
+
+
+def _components(
+    plan: Mapping[str, Any] | None, journal: Journal | None, health: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    rows = []
+    changes = (plan or {}).get("changes") or ()
+    for name in dict.fromkeys(change["component"] for change in changes):
+        own = [change for change in changes if change["component"] == name]
+        image = next((change for change in own if change["kind"] == "image"), None)
+        policy = any(change["kind"] == "policy" for change in own)
+        entries = journal.entries_of(name) if journal else []
+        measured = health.get(name) or {}
+        seconds = [entry.seconds() for entry in entries]
+        before, after = own[0]["before"]["image"], own[-1]["after"]["image"]
+        rows.append(
+            {
+                "name": name,
+                "result": _result([entry.step for entry in entries]),
+                "image_before": before,
+                "image_after": after,
+                "digest_before": _digest(before, measured.get("digest_before") or (image or {}).get("digest_before")),
+                "digest_after": _digest(after, (image or {}).get("digest")),
+                "ready": measured.get("ready", NOT_MEASURED),
+                "desired": measured.get("desired", NOT_MEASURED),
+                "seconds": _sum(seconds),
+                "health": measured.get("health", NOT_MEASURED),
+                "policy": _POLICY_NOTE if policy else None,
+            }
+        )
+    return rows
+
+
+_POLICY_NOTE = (
+    "rolling-update policy put in place first; the pods of the earlier policy left under the earlier policy, "
+    "so no promise of zero downtime covers that first roll"
+)
+
+
+def _result(steps: Sequence[str]) -> str:
+    if not steps:
+        return "not changed"
+    if all(step == "planned" for step in steps):
+        return "not changed"
+    if all(step == "verified" for step in steps):
+        return "changed and verified"
+    if all(step in ("rolled-back", "planned") for step in steps):
+        return "rolled back and verified"
+    return f"between: {', '.join(steps)}"
+
+
+def _digest(image: str, recorded: str | None) -> str:
+    return recorded or ImageReference.parse(image).digest or NOT_MEASURED
+
+
+def _sum(seconds: Sequence[float | None]) -> float | str:
+    known = [value for value in seconds if value is not None]
+    return round(sum(known), 1) if known and len(known) == len(seconds) else NOT_MEASURED
