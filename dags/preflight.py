@@ -32,7 +32,7 @@ from __future__ import annotations
 from airflow.sdk import Param, dag
 from nephoran_maintenance.groups.preflight import preflight as preflight_group
 from nephoran_maintenance.operators.admission import CheckRequestOperator
-from nephoran_maintenance.operators.report import RaiseFailureOperator, ReportOperator
+from nephoran_maintenance.operators.report import ReportOperator, VerifyOutcomeOperator
 from nephoran_maintenance.profile import load_profile
 
 PROFILE = load_profile()
@@ -79,9 +79,9 @@ CONNECTION = "kubernetes_preflight"
 def preflight() -> None:
     check_request = CheckRequestOperator(task_id="check_request", kubernetes_connection_id=CONNECTION)
     report_operation = ReportOperator(task_id="report_operation", kubernetes_connection_id=CONNECTION)
-    raise_failure = RaiseFailureOperator(task_id="raise_failure")
+    verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION)
 
-    check_request >> preflight_group(kubernetes_connection_id=CONNECTION) >> report_operation >> raise_failure
+    check_request >> preflight_group(kubernetes_connection_id=CONNECTION) >> report_operation >> verify_outcome
 
 
 preflight()

@@ -29,7 +29,7 @@ the difference of each component in the report.
 | `decide_rollback` | keeps the change, or opens the way back | clear it: it decides again from the journal |
 | `rollback` | recorded templates put back in reverse order, each one verified | **page a person**: the message names object, expected and observed state |
 | `report_operation` | JSON and HTML report; closes the journal | clear it: it only reads and writes the report again |
-| `raise_failure` | keeps the run red when any step failed, also after a good rollback | it is meant to fail |
+| `verify_outcome` | red when any step failed, also after a good rollback | it is meant to fail: open the report |
 
 **Duration and blast radius.** About a minute per component with the default probe delays and grace periods, plus one
 per replica of Weaviate. At most one pod more, never one less, than wanted of each component.
@@ -50,7 +50,7 @@ from nephoran_maintenance.groups.rollback import rollback
 from nephoran_maintenance.operators.admission import CheckRequestOperator
 from nephoran_maintenance.operators.planning import PlanUpgradeOperator
 from nephoran_maintenance.operators.recording import RecordBeforeStateOperator
-from nephoran_maintenance.operators.report import RaiseFailureOperator, ReportOperator
+from nephoran_maintenance.operators.report import ReportOperator, VerifyOutcomeOperator
 from nephoran_maintenance.operators.traffic import MeasureTrafficOperator, StopTrafficOperator
 from nephoran_maintenance.operators.verification import VerifyComponentsOperator
 from nephoran_maintenance.profile import load_profile
@@ -139,10 +139,10 @@ def rolling_upgrade() -> None:
     undone = rollback(PROFILE.components, kubernetes_connection_id=CONNECTION)
     stop_traffic = StopTrafficOperator(task_id="stop_traffic", kubernetes_connection_id=CONNECTION)
     report_operation = ReportOperator(task_id="report_operation", kubernetes_connection_id=CONNECTION)
-    raise_failure = RaiseFailureOperator(task_id="raise_failure")
+    verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION)
 
     check_request >> ready >> plan_changes >> record_before_state >> components >> tested >> verify_components
-    verify_components >> undone >> stop_traffic >> report_operation >> raise_failure
+    verify_components >> undone >> stop_traffic >> report_operation >> verify_outcome
     record_before_state >> measure_traffic >> report_operation
 
 

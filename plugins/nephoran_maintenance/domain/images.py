@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from nephoran_maintenance.errors import PermanentError
 from packaging.version import InvalidVersion, Version
+
+from nephoran_maintenance.errors import PermanentError
 
 MUTABLE_TAGS = frozenset({"latest", "stable", "edge", "main", "master", "dev", "develop", "nightly", "head", "canary"})
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from nephoran_maintenance.errors import UnknownStateError
 from nephoran_maintenance.settings import PREFIX
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 SCHEMA_VERSION = 1
 LABELS = {"app.kubernetes.io/managed-by": "nephoran-maintenance", f"{PREFIX}/record": "journal"}

@@ -76,10 +76,11 @@ def spec_patch(workload: JsonObject, *, template: JsonObject, strategy: JsonObje
     return operations
 
 
-def image_patch(workload: JsonObject, container: str, image: str) -> dict[str, Any]:
-    """Return the strategic merge patch that changes the image of one container and nothing else."""
-    container_of(workload, container)
-    return {"spec": {"template": {"spec": {"containers": [{"name": container, "image": image}]}}}}
+def with_image(patch: JsonObject, image: str) -> dict[str, Any]:
+    """Return a patch of :func:`policy_patch` that changes the image of its one container as well."""
+    changed = copy.deepcopy(dict(patch))
+    changed["spec"]["template"]["spec"]["containers"][0]["image"] = image
+    return changed
 
 
 def policy_patch(workload: JsonObject, container: str, policy: JsonObject) -> dict[str, Any]:

@@ -9,6 +9,16 @@ from typing import Any
 JsonObject = Mapping[str, Any]
 
 REVISION_LABELS = {"Deployment": "pod-template-hash", "DaemonSet": "controller-revision-hash"}
+CONTROLLER_LABELS = frozenset(
+    {
+        "pod-template-hash",
+        "controller-revision-hash",
+        "pod-template-generation",
+        "statefulset.kubernetes.io/pod-name",
+        "apps.kubernetes.io/pod-index",
+    }
+)
+"""Labels that controllers put on pods and no template has."""
 LIST_KEYS = ("name", "mountPath", "containerPort", "key", "topologyKey")
 """Fields that tell the items of a list of objects apart, so that an item added on the way in is no difference."""
 
@@ -43,16 +53,13 @@ def current_revision_pods(workload: JsonObject, pods: Sequence[JsonObject]) -> l
         return []
     groups: dict[str, list[JsonObject]] = defaultdict(list)
     for pod in pods:
-        groups[_label(pod, REVISION_LABELS[workload["kind"]]) or pod["metadata"]["name"]].append(pod)
+        groups[_label(pod, REVISION_LABELS[workload["kind"]])].append(pod)
     if not groups:
         return []
     template = workload["spec"]["template"]
     fits = {key: min(differences(template, pod) for pod in group) for key, group in groups.items()}
     least = min(fits.values())
-    equals = [key for key, count in fits.items() if count == least]
-    if least == 0:
-        return [pod for key in equals for pod in groups[key]]
-    return groups[max(equals, key=lambda key: _newest(groups[key]))]
+    return groups[max((key for key in groups if fits[key] == least), key=lambda key: _newest(groups[key]))]
 
 
 def _label(pod: JsonObject, name: str) -> str:
@@ -63,14 +70,25 @@ def _newest(pods: Iterable[JsonObject]) -> str:
     return max(str(pod["metadata"].get("creationTimestamp") or "") for pod in pods)
 
 
-def differences(template: JsonObject, pod: JsonObject) -> int:
-    """Return in how many places a pod is not what a template says. What the template leaves open may be anything."""
-    metadata = template.get("metadata") or {}
-    return (
-        _missing(metadata.get("labels") or {}, pod["metadata"].get("labels") or {})
-        + _missing(metadata.get("annotations") or {}, pod["metadata"].get("annotations") or {})
-        + _missing(template.get("spec") or {}, pod.get("spec") or {})
+def differences(template: JsonObject, pod: JsonObject) -> tuple[int, int, int]:
+    """Return how far a pod is from a template; the smaller of two such answers is the better fit.
+
+    First what the template says and the pod does not; then what the pod's containers and labels have beyond it (a
+    return to a template without a probe leaves pods behind that have one); then annotations beyond it, which come last
+    because the network and the kubelet write some of their own.
+    """
+    metadata, found = template.get("metadata") or {}, pod["metadata"]
+    spec, pod_spec = template.get("spec") or {}, pod.get("spec") or {}
+    labels = {key: value for key, value in (found.get("labels") or {}).items() if key not in CONTROLLER_LABELS}
+    missing = (
+        _missing(metadata.get("labels") or {}, labels)
+        + _missing(metadata.get("annotations") or {}, found.get("annotations") or {})
+        + _missing(spec, pod_spec)
     )
+    beyond = _missing(labels, metadata.get("labels") or {}) + sum(
+        _missing(pod_spec.get(field) or [], spec.get(field) or []) for field in ("containers", "initContainers")
+    )
+    return missing, beyond, _missing(found.get("annotations") or {}, metadata.get("annotations") or {})
 
 
 def _missing(wanted: Any, found: Any) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict
+
 from nephoran_maintenance.domain.images import (
     ImageReference,
     compare_tags,
@@ -16,7 +18,6 @@ from nephoran_maintenance.domain.images import (
 from nephoran_maintenance.domain.order import in_order
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.profile import Component, SystemProfile
-from pydantic import BaseModel, ConfigDict
 
 WEAVIATE_POLICY = "weaviate"
 

@@ -5,23 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 from airflow.sdk import TaskGroup, TriggerRule
+from nephoran_maintenance.domain.step_ids import CHANGE_KINDS, identifier
 from nephoran_maintenance.operators.rollout import ApplyChangeOperator, WaitForChangeOperator
 from nephoran_maintenance.profile import Component
-
-GROUP = "components"
-KINDS = ("policy", "image")
-
-
-def identifier(component_name: str) -> str:
-    """Return the component's name as it stands in task ids."""
-    return component_name.replace("-", "_")
-
-
-def task_ids_of(component_name: str, kind: str | None = None) -> list[str]:
-    """Return the ids of the steps that change a component, in their order; of one kind of change when given."""
-    prefix = f"{GROUP}.{identifier(component_name)}"
-    return [f"{prefix}.{verb}_{k}" for k in KINDS if kind in (None, k) for verb in ("apply", "wait")]
-
 
 def component_upgrade(component: Component, *, kubernetes_connection_id: str) -> TaskGroup:
     """Return the group of steps that changes one component.
@@ -35,7 +21,7 @@ def component_upgrade(component: Component, *, kubernetes_connection_id: str) ->
         default_args={"trigger_rule": TriggerRule.NONE_FAILED, "retry_delay": timedelta(seconds=2)},
     ) as group:
         previous = None
-        for kind in KINDS:
+        for kind in CHANGE_KINDS:
             apply = ApplyChangeOperator(
                 task_id=f"apply_{kind}",
                 component=component.name,

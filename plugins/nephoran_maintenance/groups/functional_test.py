@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from airflow.sdk import TaskGroup, TriggerRule
+from nephoran_maintenance.domain.step_ids import FUNCTIONAL_TEST_GROUP
 from nephoran_maintenance.operators.functional_test import (
     ApplyTestIntentsOperator,
     DeleteTestIntentsOperator,
@@ -15,7 +16,7 @@ from nephoran_maintenance.operators.functional_test import (
 def functional_test(*, kubernetes_connection_id: str) -> TaskGroup:
     """Return the group; the intents are deleted whatever happened before."""
     with TaskGroup(
-        "functional_test",
+        FUNCTIONAL_TEST_GROUP,
         group_display_name="Functional test",
         tooltip="A NetworkIntent per served API group, always deleted again",
         default_args={"retry_delay": timedelta(seconds=2)},

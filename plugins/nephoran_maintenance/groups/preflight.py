@@ -5,16 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 
 from airflow.sdk import TaskGroup, TriggerRule
+from nephoran_maintenance.domain.step_ids import PREFLIGHT_GROUP
 from nephoran_maintenance.operators.checks import CHECKS, CheckIntentsOperator, CheckOperator
 from nephoran_maintenance.operators.readiness import DecideReadinessOperator
-
-GROUP = "preflight"
-
 
 def preflight(*, kubernetes_connection_id: str) -> TaskGroup:
     """Return the group: one step per subject, then the decision. Any *block* fails the decision."""
     with TaskGroup(
-        GROUP,
+        PREFLIGHT_GROUP,
         group_display_name="Preflight",
         tooltip="Everything that must hold before a change; reads only",
         default_args={"retries": 2, "retry_delay": timedelta(seconds=3)},
@@ -29,7 +27,7 @@ def preflight(*, kubernetes_connection_id: str) -> TaskGroup:
         decide = DecideReadinessOperator(
             task_id="decide_readiness",
             kubernetes_connection_id=kubernetes_connection_id,
-            check_task_ids=[f"{GROUP}.{check.task_id.split('.')[-1]}" for check in checks],
+            check_task_ids=[f"{PREFLIGHT_GROUP}.{check.task_id.split('.')[-1]}" for check in checks],
             trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS,
         )
         checks >> decide

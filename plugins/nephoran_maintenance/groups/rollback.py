@@ -6,17 +6,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from airflow.sdk import TaskGroup, TriggerRule
-from nephoran_maintenance.groups.component_upgrade import identifier
+from nephoran_maintenance.domain.step_ids import ROLLBACK_GROUP, identifier
 from nephoran_maintenance.operators.rollback import DecideRollbackOperator, RollbackComponentOperator
 from nephoran_maintenance.profile import Component
-
-GROUP = "rollback"
-
-
-def rollback_task_id(component_name: str) -> str:
-    """Return the id of the step that takes a component back."""
-    return f"{GROUP}.rollback_{identifier(component_name)}"
-
 
 def rollback(components: Sequence[Component], *, kubernetes_connection_id: str) -> TaskGroup:
     """Return the group: a decision from the journal, then one step per component in reverse order.
@@ -24,7 +16,7 @@ def rollback(components: Sequence[Component], *, kubernetes_connection_id: str) 
     One component that can't be taken back does not keep the others from it.
     """
     with TaskGroup(
-        GROUP,
+        ROLLBACK_GROUP,
         group_display_name="Rollback",
         tooltip="Only after a failure: everything changed so far goes back",
         default_args={"trigger_rule": TriggerRule.ALL_DONE, "retry_delay": timedelta(seconds=2)},
@@ -32,7 +24,6 @@ def rollback(components: Sequence[Component], *, kubernetes_connection_id: str) 
         previous = DecideRollbackOperator(
             task_id="decide_rollback",
             kubernetes_connection_id=kubernetes_connection_id,
-            rollback_task_ids={c.name: rollback_task_id(c.name) for c in components},
             retries=2,
         )
         for component in reversed(components):

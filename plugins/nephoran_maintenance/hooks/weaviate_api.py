@@ -102,7 +102,7 @@ class WeaviateHook:
         return dict(self._json("GET", "/v1/cluster/statistics"))
 
     def synchronized(self) -> bool:
-        """Return whether the whole cluster is synchronized and each node sees all others."""
+        """Return whether the whole cluster is synchronized."""
         return is_synchronized(self.statistics())
 
     def nodes(self) -> list[dict[str, Any]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 from nephoran_maintenance.airflow_edge import airflow_errors
 from nephoran_maintenance.domain.journal import operation_id
 from nephoran_maintenance.profile import SystemProfile, load_profile
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from nephoran_maintenance.hooks.cluster import ClusterHook
     from nephoran_maintenance.hooks.journal_store import JournalStore
+
+ERROR_KEY = "error"
+LONGEST_ERROR = 4000
 
 
 class StepOperator(BaseOperator):
@@ -30,13 +35,25 @@ class StepOperator(BaseOperator):
         self.kubernetes_connection_id = kubernetes_connection_id
 
     def execute(self, context: Context) -> Any:
-        with airflow_errors():
+        with self.recorded_errors(context):
             return self.act(context)
 
     def resume_step(self, context: Context, event: dict[str, Any]) -> Any:
         """Continue after a deferral; name this as ``method_name`` when deferring."""
-        with airflow_errors():
+        with self.recorded_errors(context):
             return self.resume(context, event)
+
+    @contextmanager
+    def recorded_errors(self, context: Context) -> Iterator[None]:
+        """Leave an error's text in the XCom ``error``, where the report finds it, and let Airflow see the error."""
+        try:
+            with airflow_errors():
+                yield
+        except (AirflowSkipException, DownstreamTasksSkipped):
+            raise
+        except Exception as error:
+            context["ti"].xcom_push(key=ERROR_KEY, value=str(error)[:LONGEST_ERROR])
+            raise
 
     def act(self, context: Context) -> Any:
         raise NotImplementedError

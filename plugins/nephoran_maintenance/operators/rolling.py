@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nephoran_maintenance.domain.patches import same_strategy, same_template, spec_patch
 from nephoran_maintenance.domain.stepping import Move, next_move, ordinal_of, with_partition
-from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.errors import PermanentError, TransientError
 from nephoran_maintenance.operators.base import StepOperator
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ class RollingOperator(StepOperator):
 
         Weaviate says *ready* seconds before it can answer; a second replica that goes away in that time loses reads.
         """
-        from nephoran_maintenance.triggers.condition import WeaviateNodeTrigger, missing_on_pod
+        from nephoran_maintenance.hooks.weaviate_api import WeaviateHook, missing_on
+        from nephoran_maintenance.triggers.condition import WeaviateNodeTrigger
 
         known = self.profile.known_objects
         if self.described.policy != "weaviate" or above is None:
@@ -150,15 +151,17 @@ class RollingOperator(StepOperator):
         if not released:
             return
         pod = released[0]["metadata"]["name"]
+        namespace, port = workload["metadata"]["namespace"], self.described.health.http.port or 8080
         asked: dict[str, Any] = {
-            "namespace": workload["metadata"]["namespace"],
-            "pod": pod,
-            "port": self.described.health.http.port or 8080,
             "collection": known.collection if known else "",
             "object_id": known.id_of(0) if known else None,
             "healthy_nodes": int(workload["spec"].get("replicas", 1)),
         }
-        missing = missing_on_pod(cluster, self.profile.connections.weaviate, **asked)
+        with cluster.port_forward(namespace, pod, port) as url:
+            try:
+                missing = missing_on(WeaviateHook(self.profile.connections.weaviate, base_url=url), **asked)
+            except TransientError as error:
+                missing = error.message
         if not missing:
             return
         self.log.info("Pod %s is ready but %s", pod, missing)
@@ -166,6 +169,9 @@ class RollingOperator(StepOperator):
             trigger=WeaviateNodeTrigger(
                 connection_id=self.kubernetes_connection_id,
                 weaviate_connection_id=self.profile.connections.weaviate,
+                namespace=namespace,
+                pod=pod,
+                port=port,
                 deadline_at=(datetime.now(UTC) + self.profile.rollout.no_progress_limit).isoformat(),
                 **asked,
             ),

@@ -92,7 +92,7 @@ class RolloutSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         with airflow_errors():
-            now = datetime.now(UTC)
+            now = self.now()
             since = datetime.fromisoformat(self.since) if self.since else now
             event = look(
                 self._cluster(),
@@ -150,6 +150,11 @@ class RolloutSensor(BaseSensorOperator):
         if "ti" in context:
             context["ti"].xcom_push(key=EVIDENCE_KEY, value=evidence)
         raise rollout_error(event, evidence)
+
+    @staticmethod
+    def now() -> datetime:
+        """Return the moment that a rollout is judged at."""
+        return datetime.now(UTC)
 
     def _cluster(self) -> ClusterHook:
         from nephoran_maintenance.hooks.cluster import ClusterHook

@@ -39,7 +39,7 @@ class PollingTrigger(BaseTrigger):
         read_error_limit: int = 30,
         deadline_at: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.poll_interval_seconds = poll_interval_seconds
         self.read_error_limit = read_error_limit
         self.deadline_at = deadline_at

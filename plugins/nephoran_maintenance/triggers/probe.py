@@ -38,7 +38,8 @@ class ProbeTrigger(PollingTrigger):
 
     The event: ``{"state": "complete" | "error", "summary": {…}, "samples": path, "message", "reference", "hint",
     "seconds"}``. The summary is that of :func:`~nephoran_maintenance.domain.probe.summarise` with
-    ``late_seconds_max``, ``skipped``, ``stopped_by`` (``operation`` or ``deadline``) and ``samples`` added.
+    ``late_seconds_max``, ``skipped``, ``resumed`` (the triggerer was restarted: a gap may be its own), ``stopped_by``
+    (``operation``, ``deadline`` or ``journal-unreadable``) and ``samples`` added.
 
     :param url: where the system takes requests; gets ``POST {"query": …, "object_id": …}``.
     :param rate_per_second: 60 leaves a margin above the 50 that an upgrade is measured under.
@@ -111,6 +112,7 @@ class ProbeTrigger(PollingTrigger):
         self._unwritten: list[dict[str, Any]] = []
         self._late_seconds_max = 0.0
         self._skipped = 0
+        self._resumed = False
         self._file_lock = threading.Lock()
 
     def empty_event(self) -> Event:
@@ -129,6 +131,7 @@ class ProbeTrigger(PollingTrigger):
             self._samples = await asyncio.to_thread(read_samples, path)
         except OSError as error:
             raise _unwritable(path, error) from error
+        self._resumed = bool(self._samples)
         timeout = timedelta(seconds=self.timeout_seconds)
         async with AsyncClusterHook(self.kubernetes_connection_id) as cluster, HttpProbe(self.url, timeout) as probe:
             stop = asyncio.create_task(self._wait_for_stop(cluster))
@@ -228,6 +231,7 @@ class ProbeTrigger(PollingTrigger):
             **summarise(self._samples).to_dict(),
             "late_seconds_max": round(self._late_seconds_max, 4),
             "skipped": self._skipped,
+            "resumed": self._resumed,
             "stopped_by": stopped_by,
             "samples": self.samples_path,
         }

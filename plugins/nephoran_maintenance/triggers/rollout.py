@@ -126,11 +126,14 @@ class RolloutTrigger(PollingTrigger):
 
 
 def needs_events(workload: JsonObject, pods: list[JsonObject]) -> bool:
-    """Return whether something is not ready, so that the events could say why."""
+    """Return whether something is not ready or not updated yet, so that the events could say why."""
+    status = workload.get("status") or {}
     wanted = (workload.get("spec") or {}).get("replicas")
     if wanted is None:
-        wanted = (workload.get("status") or {}).get("desiredNumberScheduled", 1)
-    return sum(1 for pod in pods if _is_ready(pod)) < max(int(wanted), len(pods))
+        wanted = status.get("desiredNumberScheduled", 1)
+    updated = status.get("updatedReplicas", status.get("updatedNumberScheduled", 0)) or 0
+    ready = sum(1 for pod in pods if _is_ready(pod))
+    return ready < max(int(wanted), len(pods)) or int(updated) < int(wanted)
 
 
 def _is_ready(pod: JsonObject) -> bool:

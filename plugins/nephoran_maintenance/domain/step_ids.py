@@ -1,0 +1,39 @@
+"""The ids of the steps that more than one module must know, so that none is written twice."""
+
+from __future__ import annotations
+
+COMPONENTS_GROUP = "components"
+ROLLBACK_GROUP = "rollback"
+PREFLIGHT_GROUP = "preflight"
+FUNCTIONAL_TEST_GROUP = "functional_test"
+CHANGE_KINDS = ("policy", "image")
+
+CHECK_REQUEST = "check_request"
+PLAN_CHANGES = "plan_changes"
+MEASURE_TRAFFIC = "measure_traffic"
+VERIFY_COMPONENTS = "verify_components"
+REPORT_OPERATION = "report_operation"
+VERIFY_OUTCOME = "verify_outcome"
+DECIDE_READINESS = f"{PREFLIGHT_GROUP}.decide_readiness"
+WAIT_TEST_INTENTS = f"{FUNCTIONAL_TEST_GROUP}.wait_test_intents"
+DELETE_TEST_INTENTS = f"{FUNCTIONAL_TEST_GROUP}.delete_test_intents"
+DECIDE_ROLLBACK = f"{ROLLBACK_GROUP}.decide_rollback"
+
+REPORTING_STEPS = frozenset({REPORT_OPERATION, VERIFY_OUTCOME})
+"""What runs even when nothing is changed."""
+
+
+def identifier(component: str) -> str:
+    """Return a component's name as it stands in task ids."""
+    return component.replace("-", "_")
+
+
+def change_step_ids(component: str, kind: str | None = None) -> list[str]:
+    """Return the ids of the steps that change a component, in their order; of one kind of change when given."""
+    prefix = f"{COMPONENTS_GROUP}.{identifier(component)}"
+    return [f"{prefix}.{verb}_{k}" for k in CHANGE_KINDS if kind in (None, k) for verb in ("apply", "wait")]
+
+
+def rollback_step_id(component: str) -> str:
+    """Return the id of the step that takes a component back."""
+    return f"{ROLLBACK_GROUP}.rollback_{identifier(component)}"

@@ -1,0 +1,69 @@
+"""The first step of a procedure: bad input, an unreachable cluster and missing objects end the run here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nephoran_maintenance.domain.preflight import check_permissions
+from nephoran_maintenance.domain.upgrade import (
+    UpgradeRequest,
+    permissions_for,
+    requested_components,
+    requested_image,
+)
+from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.operators.base import StepOperator
+from pydantic import ValidationError
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+def request_of(context: Context) -> UpgradeRequest:
+    """Return the run's parameters, checked for their types.
+
+    :raises PermanentError: ``parameters-invalid``, naming the parameter.
+    """
+    try:
+        return UpgradeRequest.model_validate(dict(context["params"]))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise PermanentError(
+            "parameters-invalid",
+            f"parameter {'.'.join(map(str, first['loc']))}: {first['msg']}; given {first.get('input')!r}",
+            hint="Correct the parameter and trigger the run again.",
+        ) from None
+
+
+class CheckRequestOperator(StepOperator):
+    """Check parameters, profile, cluster, permissions and that every chosen component exists.
+
+    Returns ``{"mode", "components", "cluster_version", "account"}``. Changes nothing. Safe to repeat: yes.
+    """
+
+    def act(self, context: Context) -> dict[str, Any]:
+        profile = self.profile
+        request = request_of(context)
+        changing = "mode" in context["params"]
+        chosen = [profile.component(name) for name in request.components]
+        if changing or request.version or request.images:
+            chosen = requested_components(request, profile)
+        cluster = self.cluster()
+        version, account = cluster.server_version(), cluster.who_am_i()
+        accesses = permissions_for(profile, changing=changing)
+        denied = [f for f in check_permissions(accesses, cluster.can_i(accesses), account) if f.severity == "block"]
+        if denied:
+            raise PermanentError(
+                "permission-missing",
+                f"{account} {denied[0].observed}" + (f", and {len(denied) - 1} more" if len(denied) > 1 else ""),
+                context={"connection": self.kubernetes_connection_id},
+                hint=denied[0].hint,
+            )
+        for component in chosen:
+            workload = cluster.get_workload(component, profile.namespace_of(component))
+            if request.images.get(component.name) or request.version:
+                containers = workload["spec"]["template"]["spec"]["containers"]
+                requested_image(request, component, containers[0]["image"])
+        names = [component.name for component in chosen]
+        self.log.info("Kubernetes %s as %s; components in order: %s", version, account, ", ".join(names))
+        return {"mode": request.mode, "components": names, "cluster_version": version, "account": account}

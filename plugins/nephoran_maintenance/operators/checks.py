@@ -1,0 +1,196 @@
+"""The checks of preflight: each reads one subject and leaves findings; none of them stops the run by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from nephoran_maintenance.domain import preflight
+from nephoran_maintenance.domain.findings import Finding
+from nephoran_maintenance.domain.intents import count_active, served_kinds
+from nephoran_maintenance.domain.upgrade import permissions_for, requested_image
+from nephoran_maintenance.errors import MaintenanceError, TransientError
+from nephoran_maintenance.operators.admission import request_of
+from nephoran_maintenance.operators.base import StepOperator
+from nephoran_maintenance.operators.live import container_name
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+Findings = list[Finding]
+
+
+def check_pods(step: CheckOperator, context: Context) -> Findings:
+    pods = step.cluster().list("Pod", step.profile.namespaces.system)
+    return preflight.check_pods(pods, datetime.now(UTC))
+
+
+def check_rollouts(step: CheckOperator, context: Context) -> Findings:
+    return preflight.check_rollouts(step.workloads(context))
+
+
+def check_capacity(step: CheckOperator, context: Context) -> Findings:
+    cluster, system = step.cluster(), step.profile.namespaces.system
+    surges = {name: w for name, w in step.workloads(context).items() if w["kind"] == "Deployment"}
+    findings = preflight.check_headroom(cluster.nodes(), cluster.list("Pod"), surges)
+    findings += preflight.check_quotas(cluster.list("ResourceQuota", system), surges)
+    summaries = [cluster.node_summary(node["metadata"]["name"]) for node in cluster.nodes()]
+    usage = None if None in summaries else preflight.volume_usage([s for s in summaries if s], system)
+    return findings + preflight.check_volumes(cluster.list("PersistentVolumeClaim", system), usage)
+
+
+def check_disruption(step: CheckOperator, context: Context) -> Findings:
+    cluster, system = step.cluster(), step.profile.namespaces.system
+    findings = preflight.check_disruption_budgets(cluster.list("PodDisruptionBudget", system), drains=False)
+    return findings + preflight.check_autoscalers(cluster.list("HorizontalPodAutoscaler", system))
+
+
+def check_dependencies(step: CheckOperator, context: Context) -> Findings:
+    from nephoran_maintenance.hooks.http_api import send
+    from nephoran_maintenance.hooks.weaviate_api import WeaviateHook
+
+    findings = []
+    for dependency in step.profile.dependencies:
+        expected = f"status {' or '.join(map(str, dependency.reachable))}"
+        try:
+            status = send(dependency.name, "GET", dependency.url, connection_id=dependency.connection).status
+            observed, reachable = f"status {status}", status in dependency.reachable
+        except MaintenanceError as error:
+            observed, reachable = error.message, False
+        findings.append(
+            preflight.check_dependency(dependency.name, observed, reachable, expected, "the Airflow worker")
+        )
+    for component in step.profile.components:
+        if component.policy != "weaviate":
+            continue
+        cluster, namespace = step.cluster(), step.profile.namespace_of(component)
+        pods = cluster.pods_of(cluster.get_workload(component, namespace))
+        for pod in pods[:1]:
+            name, port = pod["metadata"]["name"], component.health.http.port or 8080
+            with cluster.port_forward(namespace, name, port) as url:
+                weaviate = WeaviateHook(step.profile.connections.weaviate, base_url=url)
+                known = step.profile.known_objects
+                found = weaviate.get_object(known.collection, known.id_of(0)) if known else weaviate.schema()
+                observed_text = f"version {weaviate.version()}, {'answers an authenticated query' if found else 'no object'}"
+            findings.append(
+                preflight.check_dependency(
+                    "weaviate", observed_text, bool(found), "an answer to an authenticated query", f"pod {namespace}/{name}"
+                )
+            )
+    return findings
+
+
+def check_images(step: CheckOperator, context: Context) -> Findings:
+    from nephoran_maintenance.hooks.image_registry import ImageRegistryHook
+
+    request, profile = request_of(context), step.profile
+    registry = ImageRegistryHook(profile.connections.image_registry, plain_http=profile.registry.plain_http or None)
+    findings = []
+    for name, workload in step.workloads(context).items():
+        component = profile.component(name)
+        container = container_name(workload, component)
+        containers = workload["spec"]["template"]["spec"]["containers"]
+        running = next(c["image"] for c in containers if c["name"] == container)
+        if not (request.images.get(name) or request.version):
+            continue
+        reference = str(requested_image(request, component, running))
+        findings.append(preflight.check_image(name, reference, registry.find_digest(reference)))
+    return findings or [Finding("images", "pass", "images", "no version was asked for", "in the registry")]
+
+
+def check_permissions(step: CheckOperator, context: Context) -> Findings:
+    accesses = permissions_for(step.profile, changing="mode" in context["params"])
+    cluster = step.cluster()
+    return preflight.check_permissions(accesses, cluster.can_i(accesses), cluster.who_am_i())
+
+
+def check_backup(step: CheckOperator, context: Context) -> Findings:
+    return [preflight.check_backup_age()]
+
+
+CHECKS: dict[str, Callable[[CheckOperator, Context], Findings]] = {
+    "pods": check_pods,
+    "rollouts": check_rollouts,
+    "capacity": check_capacity,
+    "disruption": check_disruption,
+    "dependencies": check_dependencies,
+    "images": check_images,
+    "permissions": check_permissions,
+    "backup": check_backup,
+}
+
+
+class CheckOperator(StepOperator):
+    """Check one subject and return its findings as plain data.
+
+    What can't be measured is a *block*, not an error: the other findings are worth reading too. A transient error is
+    retried first. Changes nothing. Safe to repeat: yes.
+
+    :param subject: a key of ``CHECKS``.
+    """
+
+    def __init__(self, *, subject: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.subject = subject
+
+    def act(self, context: Context) -> list[dict[str, Any]]:
+        try:
+            findings = CHECKS[self.subject](self, context)
+        except MaintenanceError as error:
+            if isinstance(error, TransientError) and context["ti"].try_number <= (self.retries or 0):
+                raise
+            findings = [not_measured(self.subject, error)]
+        return [finding.to_dict() for finding in findings]
+
+    def workloads(self, context: Context) -> dict[str, dict[str, Any]]:
+        """Return the live workload of each chosen component."""
+        cluster, profile = self.cluster(), self.profile
+        chosen = [profile.component(name) for name in request_of(context).components]
+        return {c.name: cluster.get_workload(c, profile.namespace_of(c)) for c in chosen}
+
+
+def not_measured(subject: str, error: MaintenanceError) -> Finding:
+    """Return the blocking finding for a subject that could not be read."""
+    return Finding(subject, "block", subject, f"not measured: {error.message}", "a measurement", error.hint)
+
+
+class CheckIntentsOperator(StepOperator):
+    """Count the NetworkIntents in work; while there are too many, wait for them, up to the profile's limit."""
+
+    def act(self, context: Context) -> list[dict[str, Any]]:
+        from nephoran_maintenance.hooks.kubernetes_rest import Resource
+        from nephoran_maintenance.triggers.condition import FewPhasesTrigger
+
+        intents, cluster = self.profile.intents, self.cluster()
+        kinds = served_kinds(cluster.crds(), intents)
+        active = sum(
+            count_active(cluster.list(Resource(kind.group, kind.version, kind.plural)), intents) for kind in kinds
+        )
+        if active < intents.active_limit or not kinds or not intents.wait_seconds:
+            return self.findings(active, timedelta(), [kind.group for kind in kinds])
+        self.log.info("%d intents in work, %d or more block a change: waiting", active, intents.active_limit)
+        limit = timedelta(seconds=intents.wait_seconds)
+        self.defer(
+            trigger=FewPhasesTrigger(
+                connection_id=self.kubernetes_connection_id,
+                resources=[{"group": k.group, "version": k.version, "plural": k.plural} for k in kinds],
+                final_phases=[*intents.success, *intents.failure],
+                limit=intents.active_limit,
+                deadline_at=(datetime.now(UTC) + limit).isoformat(),
+            ),
+            method_name="resume_step",
+            kwargs={"groups": [kind.group for kind in kinds]},
+            timeout=limit + timedelta(minutes=2),
+        )
+        return []
+
+    def resume_step(self, context: Context, event: dict[str, Any], groups: list[str] | None = None) -> Any:
+        if event["active"] is None:
+            error = TransientError(event.get("reference") or "intents-not-read", event["message"], hint=event["hint"])
+            return [not_measured("intents", error).to_dict()]
+        return self.findings(event["active"], timedelta(seconds=event["seconds"]), groups or [])
+
+    def findings(self, active: int, waited: timedelta, groups: list[str]) -> list[dict[str, Any]]:
+        limit = self.profile.intents.active_limit
+        return [finding.to_dict() for finding in preflight.check_intents(active, limit, waited, groups)]

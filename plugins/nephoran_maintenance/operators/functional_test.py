@@ -1,0 +1,158 @@
+"""The functional test: NetworkIntents that go through the whole system, and are always taken away again."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from nephoran_maintenance.domain.intents import IntentKind, phase_of, phase_verdict, sandbox_intent, served_kinds
+from nephoran_maintenance.errors import PermanentError, TransientError
+from nephoran_maintenance.operators.base import StepOperator, operation_of
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from nephoran_maintenance.hooks.cluster import ClusterHook
+
+DELETION_LIMIT = timedelta(seconds=120)
+
+
+class IntentOperator(StepOperator):
+    """What the three steps share: which test intents this operation has."""
+
+    def references(self, context: Context, cluster: ClusterHook) -> list[tuple[IntentKind, dict[str, Any]]]:
+        """Return each served kind with its test intent for this operation."""
+        intents, operation = self.profile.intents, operation_of(context)
+        return [(kind, sandbox_intent(kind, intents, operation)) for kind in served_kinds(cluster.crds(), intents)]
+
+    def addresses(self, context: Context, cluster: ClusterHook) -> list[dict[str, str]]:
+        return [
+            kind.reference(body["metadata"]["namespace"], body["metadata"]["name"])
+            for kind, body in self.references(context, cluster)
+        ]
+
+
+class ApplyTestIntentsOperator(IntentOperator):
+    """Create one NetworkIntent per served API group, in the sandbox. Safe to repeat: yes, the name is the operation's."""
+
+    def act(self, context: Context) -> list[dict[str, str]]:
+        from nephoran_maintenance.hooks.kubernetes_rest import Resource
+
+        cluster = self.cluster()
+        created = []
+        for kind, body in self.references(context, cluster):
+            resource = Resource(kind.group, kind.version, kind.plural, "NetworkIntent")
+            namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
+            if cluster.find(resource, name, namespace) is None:
+                cluster.create(body, kind=resource)
+            created.append(kind.reference(namespace, name))
+            self.log.info("Created networkintents.%s/%s in %s", kind.group, name, namespace)
+        if not created:
+            raise PermanentError(
+                "no-intent-kind",
+                "the cluster serves no kind of NetworkIntent, so the system can't be tested",
+                hint="Install the CRDs, or correct intents.groups in the profile.",
+            )
+        return created
+
+
+class WaitForTestIntentsOperator(IntentOperator):
+    """Wait until every test intent has reached a phase that the profile calls a success; holds no worker.
+
+    Returns ``[{"object", "phase", "seconds"}]``; leaves the same in the XCom ``functional_test`` when it fails.
+    """
+
+    def act(self, context: Context) -> list[dict[str, Any]]:
+        from nephoran_maintenance.hooks.kubernetes_rest import Resource
+        from nephoran_maintenance.triggers.condition import IntentTrigger
+
+        intents, cluster = self.profile.intents, self.cluster()
+        addresses = self.addresses(context, cluster)
+        seen = []
+        for address in addresses:
+            resource = Resource(address["group"], address["version"], address["plural"])
+            found = cluster.find(resource, address["name"], address["namespace"])
+            seen.append({**address, "phase": phase_of(found or {})})
+        if all(phase_verdict(item["phase"], intents) == "success" for item in seen):
+            return self.rows(seen, 0.0)
+        limit = timedelta(seconds=intents.test_timeout_seconds)
+        self.defer(
+            trigger=IntentTrigger(
+                connection_id=self.kubernetes_connection_id,
+                objects=addresses,
+                success_phases=list(intents.success),
+                failure_phases=list(intents.failure),
+                deadline_at=(datetime.now(UTC) + limit).isoformat(),
+            ),
+            method_name="resume_step",
+            timeout=limit + timedelta(minutes=2),
+        )
+        return []
+
+    def resume(self, context: Context, event: dict[str, Any]) -> list[dict[str, Any]]:
+        rows = self.rows(event["objects"], event["seconds"])
+        context["ti"].xcom_push(key="functional_test", value=rows)
+        if event["state"] == "complete":
+            return rows
+        phases = ", ".join(f"{row['object']} is {row['phase'] or 'without a phase'}" for row in rows)
+        raise PermanentError(
+            "functional-test-failed",
+            f"the functional test did not pass: {event['message']}; {phases}",
+            context={"state": event["state"], "limit_seconds": self.profile.intents.test_timeout_seconds},
+            hint="Read the operator's log for this NetworkIntent.",
+        )
+
+    @staticmethod
+    def rows(seen: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
+        return [
+            {"object": f"networkintents.{s['group']}/{s['name']}", "phase": s["phase"], "seconds": round(seconds, 1)}
+            for s in seen
+        ]
+
+
+class DeleteTestIntentsOperator(IntentOperator):
+    """Delete the operation's test intents and wait until their finalizers are done. Safe to repeat: yes.
+
+    Returns the number of intents that are gone.
+    """
+
+    def act(self, context: Context) -> int:
+        from nephoran_maintenance.hooks.kubernetes_rest import Resource
+        from nephoran_maintenance.triggers.condition import AbsenceTrigger
+
+        cluster = self.cluster()
+        addresses = self.addresses(context, cluster)
+        left = []
+        for address in addresses:
+            resource = Resource(address["group"], address["version"], address["plural"])
+            cluster.delete(resource, address["name"], address["namespace"])
+        end = time.monotonic() + 2.0
+        while True:  # a healthy operator needs a second or so: not worth a trip to the triggerer
+            left = [a for a in addresses if cluster.find(Resource(a["group"], a["version"], a["plural"]), a["name"], a["namespace"])]
+            if not left:
+                return len(addresses)
+            if time.monotonic() >= end:
+                break
+            time.sleep(0.2)
+        self.defer(
+            trigger=AbsenceTrigger(
+                connection_id=self.kubernetes_connection_id,
+                objects=left,
+                deadline_at=(datetime.now(UTC) + DELETION_LIMIT).isoformat(),
+            ),
+            method_name="resume_step",
+            timeout=DELETION_LIMIT + timedelta(minutes=2),
+        )
+        return 0
+
+    def resume(self, context: Context, event: dict[str, Any]) -> int:
+        if event["state"] == "complete":
+            return len(self.addresses(context, self.cluster()))
+        names = ", ".join(f"networkintents.{r['group']}/{r['name']}" for r in event["remaining"])
+        kind = TransientError if event["state"] == "error" else PermanentError
+        raise kind(
+            "test-intent-left",
+            f"the test intents {names} are still there after {int(DELETION_LIMIT.total_seconds())} s: their finalizer "
+            "has not run",
+            hint="Look at the operator: it takes the finalizer away after it has deleted the A1 policy.",
+        )

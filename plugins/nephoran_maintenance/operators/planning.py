@@ -1,0 +1,161 @@
+"""The plan: tags become digests, a server-side dry run shows each difference."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import DownstreamTasksSkipped
+from nephoran_maintenance.domain.images import ImageReference
+from nephoran_maintenance.domain.patches import policy_patch, record_before, same_spec, with_image
+from nephoran_maintenance.domain.plan import Change, Plan, difference, plan_hash
+from nephoran_maintenance.domain.upgrade import (
+    WEAVIATE_POLICY,
+    Running,
+    Target,
+    UpgradeRequest,
+    check_target,
+    requested_components,
+    requested_image,
+    version_of_image,
+)
+from nephoran_maintenance.domain.step_ids import REPORTING_STEPS, change_step_ids
+from nephoran_maintenance.operators.admission import request_of
+from nephoran_maintenance.operators.base import StepOperator
+from nephoran_maintenance.operators.live import container_name, running_digests
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from nephoran_maintenance.hooks.cluster import ClusterHook
+    from nephoran_maintenance.hooks.image_registry import ImageRegistryHook
+    from nephoran_maintenance.profile import Component
+
+PLAN_KEY = "plan"
+HASH_KEY = "plan_hash"
+
+
+class PlanUpgradeOperator(StepOperator):
+    """Compute what the run would change and leave it in the XComs ``plan`` and ``plan_hash``.
+
+    Skips the steps that the plan does not need; in plan mode, and when there is nothing to do, all but the report.
+    Changes nothing: differences come from the API server's dry run. Safe to repeat: yes.
+    """
+
+    def act(self, context: Context) -> None:
+        profile, request = self.profile, request_of(context)
+        cluster, registry = self.cluster(), self.registry()
+        changes: list[Change] = []
+        idle: list[str] = []
+        for component in requested_components(request, profile):
+            own, note = self.changes_of(cluster, registry, request, component)
+            changes += own
+            idle += [note] if note else []
+        plan = Plan(
+            procedure=self.dag_id, system=profile.metadata.name, changes=tuple(changes), nothing_to_do=tuple(idle)
+        )
+        for change in plan.changes:
+            self.log.info("%s, %s:\n%s", change.component, change.kind, change.diff)
+        for note in plan.nothing_to_do:
+            self.log.info("%s", note)
+        digest = plan_hash(plan)
+        context["ti"].xcom_push(key=PLAN_KEY, value=json.loads(plan.model_dump_json()))
+        context["ti"].xcom_push(key=HASH_KEY, value=digest)
+        self.log.info("Plan %s: %d changes", digest, len(plan.changes))
+        skipped = self.steps_to_skip(plan, everything=request.mode == "plan" or not plan.changes)
+        raise DownstreamTasksSkipped(tasks=skipped)
+
+    def steps_to_skip(self, plan: Plan, *, everything: bool) -> list[str]:
+        """Return the ids of the steps after this one that have nothing to do."""
+        downstream = sorted(self.get_flat_relative_ids(upstream=False))
+        if everything:
+            return [task_id for task_id in downstream if task_id not in REPORTING_STEPS]
+        needed = {step for change in plan.changes for step in change_step_ids(change.component, change.kind)}
+        all_changes = {step for component in self.profile.components for step in change_step_ids(component.name)}
+        return [task_id for task_id in downstream if task_id in all_changes - needed]
+
+    def changes_of(
+        self, cluster: ClusterHook, registry: ImageRegistryHook, request: UpgradeRequest, component: Component
+    ) -> tuple[list[Change], str | None]:
+        """Return the changes that bring one component where the request wants it, or why there are none."""
+        profile = self.profile
+        workload = cluster.get_workload(component, profile.namespace_of(component))
+        container = container_name(workload, component)
+        before = record_before(workload, container)
+        reference = requested_image(request, component, before["image"])
+        running, target = self.look(cluster, registry, workload, component, container, reference)
+        if not check_target(request, component, running, target):
+            return [], f"{component.name}: {reference} ({target.digest}) already runs; nothing to do"
+        about = {"kind": workload["kind"], "namespace": workload["metadata"]["namespace"], "name": workload["metadata"]["name"]}
+        changes: list[Change] = []
+        patch = policy_patch(workload, container, profile.policy_of(component))
+        with_policy = self.dry_run(cluster, workload, patch)
+        state = before
+        if not same_spec(with_policy, before):
+            after = record_before(with_policy, container)
+            changes.append(
+                Change(
+                    component=component.name,
+                    kind="policy",
+                    workload=about,
+                    before=before,
+                    after=after,
+                    diff=difference(component.name, before, after),
+                )
+            )
+            state = after
+        pinned = str(reference.with_digest(target.digest or ""))
+        after = record_before(self.dry_run(cluster, workload, with_image(patch, pinned)), container)
+        if after["template"] != state["template"]:
+            changes.append(
+                Change(
+                    component=component.name,
+                    kind="image",
+                    workload=about,
+                    before=state,
+                    after=after,
+                    digest=target.digest,
+                    diff=difference(component.name, state, after),
+                )
+            )
+        return changes, None
+
+    def look(
+        self,
+        cluster: ClusterHook,
+        registry: ImageRegistryHook,
+        workload: dict[str, Any],
+        component: Component,
+        container: str,
+        reference: ImageReference,
+    ) -> tuple[Running, Target]:
+        """Return what runs and where the request leads, read from the cluster, the registry and Weaviate itself."""
+        from nephoran_maintenance.hooks.weaviate_api import WeaviateHook
+
+        image = record_before(workload, container)["image"]
+        digests = {digest for digest in running_digests(cluster.pods_of(workload), container).values() if digest}
+        digest = registry.find_digest(str(reference))
+        weaviate = component.policy == WEAVIATE_POLICY
+        version = WeaviateHook(self.profile.connections.weaviate).version() if weaviate else None
+        labels = registry.config_labels(str(reference)) if weaviate and digest else {}
+        return (
+            Running(component=component.name, image=image, version=version, digests=tuple(sorted(digests))),
+            Target(
+                component=component.name,
+                reference=str(reference),
+                digest=digest,
+                version=version_of_image(reference, labels) if weaviate else None,
+            ),
+        )
+
+    def dry_run(self, cluster: ClusterHook, workload: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+        """Return the object as the API server would store it."""
+        metadata = workload["metadata"]
+        stored = cluster.patch(
+            workload["kind"], metadata["name"], metadata["namespace"], patch, patch_type="strategic", dry_run=True
+        )
+        return {**stored, "kind": workload["kind"]}
+
+    def registry(self) -> ImageRegistryHook:
+        from nephoran_maintenance.hooks.image_registry import ImageRegistryHook
+
+        return ImageRegistryHook(self.profile.connections.image_registry, plain_http=self.profile.registry.plain_http or None)

@@ -1,0 +1,78 @@
+"""The journal is opened: from here on the operation can be undone by whoever reads it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from nephoran_maintenance.domain.journal import Journal, JournalEntry, Workload
+from nephoran_maintenance.domain.patches import same_spec
+from nephoran_maintenance.domain.plan import Plan
+from nephoran_maintenance.domain.step_ids import PLAN_CHANGES
+from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.operators.base import StepOperator, operation_of, pull
+from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class RecordBeforeStateOperator(StepOperator):
+    """Write the journal with every planned change, each object's exact state before and after it.
+
+    Refuses when an object is no longer what the plan saw. Safe to repeat: yes, an operation has one journal.
+    """
+
+    def act(self, context: Context) -> str:
+        plan = Plan.model_validate(pull(context, PLAN_CHANGES, PLAN_KEY))
+        cluster = self.cluster()
+        store = self.journals(cluster)
+        operation = operation_of(context)
+        if store.find(operation) is None:
+            self.check_unchanged(plan)
+        journal = store.create(
+            Journal(
+                operation_id=operation,
+                procedure=self.dag_id,
+                run_id=context["run_id"],
+                system=plan.system,
+                plan_hash=pull(context, PLAN_CHANGES, HASH_KEY),
+                started_at=datetime.now(UTC),
+                entries=tuple(
+                    JournalEntry(
+                        component=change.component,
+                        kind=change.kind,
+                        workload=Workload(**change.workload),
+                        before=change.before,
+                        intended=change.after,
+                        digest=change.digest,
+                    )
+                    for change in plan.changes
+                ),
+            )
+        )
+        if journal.state == "closed":
+            raise PermanentError(
+                "operation-closed",
+                f"operation {operation} is closed: {journal.outcome}",
+                context={"operation": operation},
+                hint="Trigger a new run instead of clearing this one.",
+            )
+        self.log.info("Journal %s has %d entries", operation, len(journal.entries))
+        return operation
+
+    def check_unchanged(self, plan: Plan) -> None:
+        """:raises PermanentError: ``plan-outdated`` when an object has changed since it was planned for."""
+        cluster = self.cluster()
+        first: dict[str, Any] = {}
+        for change in plan.changes:
+            first.setdefault(change.component, change)
+        for name, change in first.items():
+            live = cluster.get(change.workload["kind"], change.workload["name"], change.workload["namespace"])
+            if not same_spec({**live, "kind": change.workload["kind"]}, change.before):
+                raise PermanentError(
+                    "plan-outdated",
+                    f"{name}: {change.workload['kind']}/{change.workload['name']} was changed after the plan was made",
+                    context={"component": name},
+                    hint="Find out who changed it, then trigger a new run.",
+                )

@@ -1,0 +1,189 @@
+"""The end of every procedure: the report, and the colour of the run."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperatorLink
+from nephoran_maintenance.domain.journal import Journal, Outcome
+from nephoran_maintenance.domain.report import build_report, overall
+from nephoran_maintenance.domain.step_ids import (
+    DECIDE_READINESS,
+    DELETE_TEST_INTENTS,
+    MEASURE_TRAFFIC,
+    PLAN_CHANGES,
+    VERIFY_COMPONENTS,
+    VERIFY_OUTCOME,
+    WAIT_TEST_INTENTS,
+    change_step_ids,
+    rollback_step_id,
+)
+from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.operators.base import ERROR_KEY, StepOperator, operation_of, pull, pull_all, states_of
+from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY
+from nephoran_maintenance.settings import PROJECT_ROOT, report_folder
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from airflow.sdk.types import RuntimeTaskInstanceProtocol
+    from nephoran_maintenance.profile import SystemProfile
+
+FAILED_STATES = ("failed", "upstream_failed")
+TEMPLATE = "operation.html.j2"
+
+
+class ReportLink(BaseOperatorLink):
+    """The button in the UI that opens the report of this run."""
+
+    name = "Report"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        from airflow.models.xcom import XComModel
+
+        return str(XComModel.get_value(ti_key=ti_key, key=self.xcom_key) or "")
+
+
+class ReportOperator(StepOperator):
+    """Write the report as JSON and HTML, keep it in the object store, and close the journal.
+
+    Returns the report's figures with ``report_path`` (local HTML file) and ``report_url`` (in the object store).
+    Reads recorded facts only; a step that left none reads *not measured*. Safe to repeat: yes, the same keys are
+    written again.
+    """
+
+    operator_extra_links = (ReportLink(),)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(trigger_rule="all_done", **kwargs)
+
+    def act(self, context: Context) -> dict[str, Any]:
+        profile, operation = self.profile, operation_of(context)
+        report = self.build(context, profile, operation)
+        folder = report_folder(self.dag_id, operation)
+        folder.mkdir(parents=True, exist_ok=True)
+        page = render(report)
+        (folder / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+        (folder / "report.html").write_text(page, encoding="utf-8")
+        context["ti"].xcom_push(key=ReportLink().xcom_key, value=f"/maintenance/reports/{self.dag_id}/{operation}/")
+        url = self.keep(profile, operation, report, page)
+        self.log.info("Report: %s", folder / "report.html")
+        return {**report, "plan": None, "report_path": str(folder / "report.html"), "report_url": url}
+
+    def build(self, context: Context, profile: SystemProfile, operation: str) -> dict[str, Any]:
+        run = context["dag_run"]
+        states = states_of(context)
+        plan = pull(context, PLAN_CHANGES, PLAN_KEY)
+        reads_only = PLAN_CHANGES not in states
+        failed = [task_id for task_id, state in states.items() if state in FAILED_STATES]
+        journal = None if reads_only else self.close_journal(operation)
+        readiness = pull(context, DECIDE_READINESS) or {}
+        health = pull(context, VERIFY_COMPONENTS) or self.health_of_steps(context, profile)
+        rollback = pull_all(context, [rollback_step_id(c.name) for c in profile.components])
+        tests = pull(context, WAIT_TEST_INTENTS) or pull(context, WAIT_TEST_INTENTS, "functional_test") or []
+        deleted = pull(context, DELETE_TEST_INTENTS)
+        return build_report(
+            operation_id=operation,
+            procedure=self.dag_id,
+            title=self.dag.dag_display_name,
+            system=profile.metadata.name,
+            how=overall(
+                journal,
+                failed=bool(failed),
+                planned=context["params"].get("mode") == "plan",
+                changes=None if plan is None else len(plan["changes"]),
+                reads_only=reads_only,
+            ),
+            triggered_by=run.triggering_user_name or run.run_type.value,
+            started_at=run.start_date,
+            ended_at=datetime.now(UTC),
+            params=dict(context["params"]),
+            plan=plan,
+            plan_hash=pull(context, PLAN_CHANGES, HASH_KEY),
+            journal=journal,
+            health=health,
+            functional_test=[{**test, "deleted": "yes" if deleted is not None else "not measured"} for test in tests],
+            probe=pull(context, MEASURE_TRAFFIC),
+            probe_expected=journal is not None and profile.probe is not None,
+            rollback=list(rollback.values()),
+            findings=readiness.get("findings") or [],
+            failed_steps=[
+                {"task_id": task_id, "error": pull(context, task_id, ERROR_KEY) or "see the log of the step"}
+                for task_id, state in states.items()
+                if state == "failed"
+            ],
+        )
+
+    def close_journal(self, operation: str) -> Journal | None:
+        """Close the journal with the outcome that its entries tell, and return it; None when there is none.
+
+        One with an entry in between stays open: only a closed journal says that nothing is left to do.
+        """
+        store = self.journals()
+        journal = store.find(operation)
+        if journal is None:
+            return None
+        outcome = outcome_of(journal)
+        if outcome is None:
+            return journal
+        return store.update(operation, lambda found: found.closed(outcome, datetime.now(UTC)))
+
+    def health_of_steps(self, context: Context, profile: SystemProfile) -> dict[str, Any]:
+        """Return by component what its own steps have measured, where the last look was not reached."""
+        steps = {step: c.name for c in profile.components for step in change_step_ids(c.name)}
+        return {steps[step]: result for step, result in pull_all(context, steps).items() if "health" in result}
+
+    def keep(self, profile: SystemProfile, operation: str, report: dict[str, Any], page: str) -> str:
+        """Store the report and the probe's samples in the object store and return the address of the page.
+
+        :raises PermanentError: when a bucket is configured and can't be written.
+        """
+        from nephoran_maintenance.hooks.object_store import ObjectStoreHook
+
+        folder = report_folder(self.dag_id, operation)
+        if not profile.reports.bucket:
+            return str(folder / "report.html")
+        store = ObjectStoreHook(profile.connections.object_store, bucket=profile.reports.bucket)
+        key = f"{profile.reports.prefix}/{self.dag_id}/{operation}"
+        store.put_text(f"{key}/report.json", json.dumps(report, indent=2), content_type="application/json")
+        samples = folder / "probe-samples.jsonl"
+        if samples.exists():
+            store.put_bytes(f"{key}/{samples.name}", samples.read_bytes(), content_type="application/x-ndjson")
+        return store.put_text(f"{key}/report.html", page, content_type="text/html; charset=utf-8")
+
+
+def outcome_of(journal: Journal) -> Outcome | None:
+    """Return the outcome that a journal's entries tell; None while one of them is in between."""
+    steps = {entry.step for entry in journal.entries}
+    if steps == {"verified"}:
+        return "succeeded"
+    if steps <= {"planned"}:
+        return "nothing-changed"
+    return "rolled-back" if steps <= {"rolled-back", "planned"} else None
+
+
+def render(report: dict[str, Any]) -> str:
+    """Return a report as an HTML page that needs nothing else."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(PROJECT_ROOT / "include" / "reports")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template(TEMPLATE).render(report=report)
+
+
+class VerifyOutcomeOperator(StepOperator):
+    """Fail when any step of the run failed, so that the run is red also after a rollback that went well."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(trigger_rule="all_done", **kwargs)
+
+    def act(self, context: Context) -> str:
+        failed = [t for t, state in states_of(context).items() if state in FAILED_STATES and t != VERIFY_OUTCOME]
+        if failed:
+            raise PermanentError(
+                "procedure-failed",
+                f"{len(failed)} steps did not succeed, among them {failed[0]}",
+                hint="Open the report of this run; a good rollback keeps the run red on purpose.",
+            )
+        return "all steps succeeded"

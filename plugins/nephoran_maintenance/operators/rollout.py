@@ -1,0 +1,170 @@
+"""The steps that bring one change of one component into the cluster, and that see it through."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from nephoran_maintenance.domain.journal import Journal, JournalEntry
+from nephoran_maintenance.domain.patches import same_spec, same_template
+from nephoran_maintenance.domain.stepping import Move
+from nephoran_maintenance.errors import PermanentError, UnknownStateError
+from nephoran_maintenance.operators.base import operation_of
+from nephoran_maintenance.operators.live import check_health, running_digests
+from nephoran_maintenance.operators.rolling import RollingOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from nephoran_maintenance.hooks.cluster import ClusterHook
+
+
+class ChangeOperator(RollingOperator):
+    """What applying a change and waiting for it share: the journal's entry of this component and kind.
+
+    :param change_kind: ``policy`` or ``image``.
+    """
+
+    def __init__(self, *, change_kind: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.change_kind = change_kind
+
+    def entry(self, journal: Journal) -> JournalEntry:
+        """Return this step's entry.
+
+        :raises PermanentError: ``operation-closed``, ``change-not-planned``.
+        """
+        entry = journal.entry(self.component, self.change_kind)
+        if journal.state == "closed":
+            raise PermanentError(
+                "operation-closed",
+                f"operation {journal.operation_id} is closed: {journal.outcome}",
+                hint="Trigger a new run instead of clearing this one.",
+            )
+        if entry is None:
+            raise PermanentError(
+                "change-not-planned",
+                f"operation {journal.operation_id} plans no {self.change_kind} change of {self.component}",
+                hint="Trigger a new run with this component.",
+            )
+        return entry
+
+
+class ApplyChangeOperator(ChangeOperator):
+    """Change one component: a Deployment or DaemonSet by one patch, a StatefulSet one ordinal after the other.
+
+    The intent is in the journal before anything is changed, and the object is compared first: only one that is as it
+    was recorded (or already as intended) is touched. Safe to repeat: yes, it goes on from what is there.
+    """
+
+    def act(self, context: Context) -> dict[str, Any]:
+        cluster = self.cluster()
+        store, operation = self.journals(cluster), operation_of(context)
+        entry = self.entry(store.read(operation))
+        workload = self.workload(cluster)
+        self.check_known(workload, entry)
+        journal = store.update(
+            operation,
+            lambda journal: (
+                journal
+                if entry.step in ("applied", "verified")
+                else journal.moved(self.component, self.change_kind, "intended", datetime.now(UTC))
+            ),
+        )
+        return self.go_on(context, cluster, self.entry(journal))
+
+    def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        cluster = self.cluster()
+        entry = self.entry(self.journals(cluster).read(operation_of(context)))
+        self.check_event(cluster, event, entry.intended["container"])
+        return self.go_on(context, cluster, entry)
+
+    def go_on(self, context: Context, cluster: ClusterHook, entry: JournalEntry) -> dict[str, Any]:
+        since = entry.at["intended"]
+        if entry.workload.kind == "StatefulSet":
+            self.roll(cluster, entry.intended, since)
+        else:
+            workload = self.workload(cluster)
+            if not same_spec(workload, entry.intended):
+                self.make(cluster, workload, Move("patch"), entry.intended)
+        self.journals(cluster).update(
+            operation_of(context),
+            lambda journal: (
+                journal.moved(self.component, self.change_kind, "applied", datetime.now(UTC))
+                if self.entry(journal).step == "intended"
+                else journal
+            ),
+        )
+        return {"component": self.component, "change": self.change_kind, "image": entry.intended["image"]}
+
+    def check_known(self, workload: dict[str, Any], entry: JournalEntry) -> None:
+        """:raises UnknownStateError: ``object-changed-by-others`` when it is neither as recorded nor as intended."""
+        if same_spec(workload, entry.before) or same_template(workload, entry.intended):
+            return
+        raise UnknownStateError(
+            "object-changed-by-others",
+            f"{self.component}: {entry.workload.kind}/{entry.workload.name} is neither as it was recorded before the "
+            "change nor as intended",
+            context={"component": self.component},
+            hint="Find out who changed it (kubectl get -o yaml --show-managed-fields); nothing was changed by this step.",
+        )
+
+
+class WaitForChangeOperator(ChangeOperator):
+    """Wait until the change is rolled out, then ask every pod for its health; holds no worker while waiting.
+
+    Returns ``{"component", "change", "ready", "desired", "health", "restarts", "digests", "seconds"}``. Marks the entry
+    as verified. Safe to repeat: yes, it only reads and writes the journal.
+    """
+
+    def act(self, context: Context) -> dict[str, Any]:
+        cluster = self.cluster()
+        return self.see_through(context, cluster, self.entry(self.journals(cluster).read(operation_of(context))))
+
+    def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        cluster = self.cluster()
+        entry = self.entry(self.journals(cluster).read(operation_of(context)))
+        self.check_event(cluster, event, entry.intended["container"])
+        return self.see_through(context, cluster, entry)
+
+    def see_through(self, context: Context, cluster: ClusterHook, entry: JournalEntry) -> dict[str, Any]:
+        workload = self.workload(cluster)
+        if not same_spec(workload, entry.intended):
+            raise UnknownStateError(
+                "object-changed-by-others",
+                f"{self.component}: {entry.workload.kind}/{entry.workload.name} is not as it was intended",
+                context={"component": self.component},
+                hint="Somebody changed it during the rollout; look at its managed fields.",
+            )
+        self._rolled_out(cluster, workload, Move("wait"), entry.intended, entry.at["intended"])
+        pods = [
+            pod
+            for pod in cluster.pods_of(workload)
+            if pod_runs(pod, entry.intended["container"], entry.intended["image"])
+        ]
+        measured = check_health(cluster, workload, pods, self.described, entry.intended["container"])
+        digests = running_digests(pods, entry.intended["container"])
+        wrong = {pod: digest for pod, digest in digests.items() if entry.digest and digest != entry.digest}
+        if wrong:
+            pod, digest = next(iter(wrong.items()))
+            raise PermanentError(
+                "digest-differs",
+                f"{self.component}: pod {pod} runs {digest}, planned was {entry.digest}",
+                context={"component": self.component, "pod": pod},
+                hint="The registry gave out another image than the plan resolved; check who moved the tag.",
+            )
+        journal = self.journals(cluster).update(
+            operation_of(context),
+            lambda journal: journal.moved(self.component, self.change_kind, "verified", datetime.now(UTC)),
+        )
+        return {
+            "component": self.component,
+            "change": self.change_kind,
+            **measured,
+            "digests": digests,
+            "seconds": self.entry(journal).seconds(),
+        }
+
+
+def pod_runs(pod: dict[str, Any], container: str, image: str) -> bool:
+    """Return whether a pod's container is meant to run an image."""
+    return any(c["name"] == container and c["image"] == image for c in pod["spec"]["containers"])

@@ -1,0 +1,69 @@
+"""The last look at everything that was changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nephoran_maintenance.domain.patches import same_spec
+from nephoran_maintenance.domain.step_ids import change_step_ids
+from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.operators.base import StepOperator, operation_of, pull_all
+from nephoran_maintenance.operators.live import check_health, running_digests
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class VerifyComponentsOperator(StepOperator):
+    """Check all changed components together: template, image digests of every pod, health, no restart since.
+
+    Returns by component what :func:`nephoran_maintenance.operators.live.check_health` has measured, with ``digests``.
+    Changes nothing. Safe to repeat: yes.
+    """
+
+    def act(self, context: Context) -> dict[str, Any]:
+        cluster = self.cluster()
+        journal = self.journals(cluster).read(operation_of(context))
+        names = list(dict.fromkeys(entry.component for entry in journal.entries))
+        earlier = pull_all(context, [change_step_ids(n, k)[1] for n in names for k in ("policy", "image")])
+        results: dict[str, Any] = {}
+        for name in names:
+            component, entry = self.profile.component(name), journal.entries_of(name)[-1]
+            workload = cluster.get_workload(component, self.profile.namespace_of(component))
+            if not same_spec(workload, entry.intended):
+                raise PermanentError(
+                    "object-changed-by-others",
+                    f"{name}: {entry.workload.kind}/{entry.workload.name} is no longer as this operation left it",
+                    context={"component": name},
+                    hint="Find out who changed it (kubectl get -o yaml --show-managed-fields).",
+                )
+            container = entry.intended["container"]
+            pods = cluster.pods_of(workload)
+            measured = check_health(cluster, workload, pods, component, container)
+            digests = running_digests(pods, container)
+            for pod, digest in digests.items():
+                if entry.digest and digest != entry.digest:
+                    raise PermanentError(
+                        "digest-differs",
+                        f"{name}: pod {pod} runs {digest}, planned was {entry.digest}",
+                        context={"component": name, "pod": pod},
+                        hint="The registry gave out another image than the plan resolved; check who moved the tag.",
+                    )
+            if measured["ready"] < measured["desired"]:
+                raise PermanentError(
+                    "pods-not-ready",
+                    f"{name}: {measured['ready']} of {measured['desired']} pods are Ready",
+                    context={"component": name},
+                    hint="Look at the pods that are not Ready.",
+                )
+            seen = (earlier.get(change_step_ids(name, entry.kind)[1]) or {}).get("restarts", {})
+            for pod, count in measured["restarts"].items():
+                if count > seen.get(pod, 0):
+                    raise PermanentError(
+                        "restarted-after-ready",
+                        f"{name}: pod {pod} was restarted {count - seen.get(pod, 0)} times after it was ready",
+                        context={"component": name, "pod": pod},
+                        hint="Read its log before the restart (kubectl logs --previous).",
+                    )
+            results[name] = {**measured, "digests": digests}
+        return results
