@@ -43,6 +43,7 @@ rolled back. Do not mark the *run* as failed: that skips the rollback.
 from __future__ import annotations
 
 from airflow.sdk import Param, TaskGroup, chain, dag
+from nephoran_maintenance.domain.order import in_order
 from nephoran_maintenance.groups.component_upgrade import component_upgrade
 from nephoran_maintenance.groups.functional_test import functional_test
 from nephoran_maintenance.groups.preflight import preflight
@@ -56,8 +57,10 @@ from nephoran_maintenance.operators.verification import VerifyComponentsOperator
 from nephoran_maintenance.profile import load_profile
 
 PROFILE = load_profile()
-COMPONENTS = [component.name for component in PROFILE.components]
-DEFAULT_COMPONENTS = [component.name for component in PROFILE.components if component.upgrade_by_default]
+IN_ORDER = in_order(PROFILE.components)
+COMPONENTS = [component.name for component in IN_ORDER]
+DEFAULT_IN_ORDER = in_order(PROFILE.components)
+COMPONENTS = [component.name for component in IN_ORDER if component.upgrade_by_default]
 CONNECTION = "kubernetes_rolling_upgrade"
 
 
@@ -133,15 +136,17 @@ def rolling_upgrade() -> None:
     )
     measure_traffic = MeasureTrafficOperator(task_id="measure_traffic", kubernetes_connection_id=CONNECTION)
     with TaskGroup("components", tooltip="One after the other, in the profile's order") as components:
-        chain(*[component_upgrade(component, kubernetes_connection_id=CONNECTION) for component in PROFILE.components])
+        chain(*[component_upgrade(c, kubernetes_connection_id=CONNECTION) for c in IN_ORDER])
     tested = functional_test(kubernetes_connection_id=CONNECTION)
     verify_components = VerifyComponentsOperator(task_id="verify_components", kubernetes_connection_id=CONNECTION)
-    undone = rollback(PROFILE.components, kubernetes_connection_id=CONNECTION)
+    undone = rollback(IN_ORDER, kubernetes_connection_id=CONNECTION)
     stop_traffic = StopTrafficOperator(task_id="stop_traffic", kubernetes_connection_id=CONNECTION)
     report_operation = ReportOperator(task_id="report_operation", kubernetes_connection_id=CONNECTION)
     verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION)
 
     check_request >> ready >> plan_changes >> record_before_state >> components >> tested >> verify_components
+    # The group ends with the deletion, which runs whatever happened: what it waited for must have succeeded too.
+    tested.get_child_by_label("wait_test_intents") >> verify_components
     verify_components >> undone >> stop_traffic >> report_operation >> verify_outcome
     record_before_state >> measure_traffic >> report_operation
 

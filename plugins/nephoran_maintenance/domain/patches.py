@@ -55,7 +55,7 @@ def same_template(workload: JsonObject, recorded: JsonObject) -> bool:
 
 def same_strategy(workload: JsonObject, recorded: JsonObject) -> bool:
     """Return whether the live strategy, partition included, is exactly the recorded one."""
-    return strategy_of(workload) == recorded["strategy"]
+    return bool(strategy_of(workload) == recorded["strategy"])
 
 
 def same_spec(workload: JsonObject, recorded: JsonObject) -> bool:
@@ -100,7 +100,7 @@ def policy_patch(workload: JsonObject, container: str, policy: JsonObject) -> di
         patched["lifecycle"] = {"preStop": {**dict.fromkeys(_handlers(live, "preStop") - {"sleep"}), **sleep}}
     for name in ("readiness", "liveness"):
         if policy.get(name):
-            patched[f"{name}Probe"] = _probe(live.get(f"{name}Probe") or {}, policy[name])
+            patched[f"{name}Probe"] = _probe(live.get(f"{name}Probe") or {}, policy[name], _first_port(live))
     template_spec: dict[str, Any] = {"containers": [patched]}
     if policy.get("grace_period_seconds") is not None:
         template_spec["terminationGracePeriodSeconds"] = policy["grace_period_seconds"]
@@ -117,7 +117,14 @@ def _handlers(container: JsonObject, hook: str) -> set[str]:
     return set((container.get("lifecycle") or {}).get(hook) or {})
 
 
-def _probe(live: JsonObject, wanted: JsonObject) -> dict[str, Any]:
+def _first_port(container: JsonObject) -> str | int:
+    """Return the port that a probe asks where nothing names one: the port called ``http``, else the first."""
+    ports = container.get("ports") or ()
+    named = next((str(port["name"]) for port in ports if port.get("name") == "http"), None)
+    return named or next((int(port["containerPort"]) for port in ports), "http")
+
+
+def _probe(live: JsonObject, wanted: JsonObject, port: str | int) -> dict[str, Any]:
     probe: dict[str, Any] = {
         field: wanted[key]
         for key, field in (
@@ -133,7 +140,7 @@ def _probe(live: JsonObject, wanted: JsonObject) -> dict[str, Any]:
         probe["httpGet"] = {
             **{key: http[key] for key in ("scheme", "httpHeaders", "host") if key in http},
             "path": wanted["path"],
-            "port": wanted.get("port") or http.get("port") or "http",
+            "port": wanted.get("port") or http.get("port") or port,
         }
         probe.update({other: None for other in ("exec", "tcpSocket", "grpc") if other in live})
     return probe

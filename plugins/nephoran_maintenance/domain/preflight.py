@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -15,28 +16,22 @@ RECENT_RESTART = timedelta(hours=1)
 VOLUME_WARN_RATIO = 0.80
 VOLUME_BLOCK_RATIO = 0.95
 _FACTORS = {
-    "": Decimal(1),
-    "m": Decimal("0.001"),
-    "k": Decimal(10) ** 3,
-    "M": Decimal(10) ** 6,
-    "G": Decimal(10) ** 9,
-    "T": Decimal(10) ** 12,
-    "Ki": Decimal(2) ** 10,
-    "Mi": Decimal(2) ** 20,
-    "Gi": Decimal(2) ** 30,
-    "Ti": Decimal(2) ** 40,
+    **{suffix: Decimal(1000) ** power for power, suffix in enumerate("num", start=-3)},
+    **{suffix: Decimal(1000) ** power for power, suffix in enumerate(("", "k", "M", "G", "T", "P", "E"))},
+    **{suffix: Decimal(1024) ** power for power, suffix in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), start=1)},
 }
+_QUANTITY = re.compile(r"([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)([A-Za-z]*)")
 
 
 def quantity(text: object) -> Decimal:
-    """Return a Kubernetes quantity (``100m``, ``1Gi``, ``2``) as a number in its base unit."""
-    value = str(text)
-    number = value.rstrip("KMGTkmi")
-    return Decimal(number) * _FACTORS[value[len(number) :]]
+    """Return a Kubernetes quantity (``100m``, ``1Gi``, ``1e3``, ``2``) as a number in its base unit.
 
-
-def _name(item: JsonObject) -> str:
-    return f"{item['kind']}/{item['metadata']['name']}" if item.get("kind") else str(item["metadata"]["name"])
+    :raises ValueError: when it is none.
+    """
+    found = _QUANTITY.fullmatch(str(text).strip())
+    if found is None or found.group(2) not in _FACTORS:
+        raise ValueError(f"{text!r} is no quantity")
+    return Decimal(found.group(1)) * _FACTORS[found.group(2)]
 
 
 def check_pods(pods: Sequence[JsonObject], now: datetime) -> list[Finding]:
@@ -154,8 +149,13 @@ def check_rollouts(workloads: Mapping[str, JsonObject]) -> list[Finding]:
                 problem = "between two revisions"
             elif status.get("readyReplicas", 0) < wanted:
                 problem = f"{status.get('readyReplicas', 0)} of {wanted} ready"
-        elif workload["kind"] == "DaemonSet" and status.get("numberAvailable", 0) < wanted:
-            problem = f"{status.get('numberAvailable', 0)} of {wanted} available"
+        elif workload["kind"] == "DaemonSet" and (
+            status.get("updatedNumberScheduled", 0) < wanted or status.get("numberAvailable", 0) < wanted
+        ):
+            problem = (
+                f"{status.get('updatedNumberScheduled', 0)} of {wanted} updated, "
+                f"{status.get('numberAvailable', 0)} available"
+            )
         if problem:
             hint = f"kubectl rollout resume {name.lower()}." if problem == "paused" else f"kubectl rollout status {name.lower()}."
             findings.append(Finding("rollouts", "block", f"{component} ({name})", problem, "rolled out", hint))
@@ -234,40 +234,53 @@ def check_headroom(
 
 
 def _requests(spec: JsonObject) -> dict[str, Decimal]:
-    total = {"cpu": Decimal(0), "memory": Decimal(0)}
-    for container in spec.get("containers") or ():
-        requests = (container.get("resources") or {}).get("requests") or {}
-        for key in total:
-            total[key] += quantity(requests.get(key, 0))
-    for container in spec.get("initContainers") or ():
-        requests = (container.get("resources") or {}).get("requests") or {}
-        for key in total:
-            total[key] = max(total[key], quantity(requests.get(key, 0)))
+    """Return what the scheduler counts for a pod: its containers and sidecars, or its largest init container."""
+    return _amounts(spec, "requests")
+
+
+def _amounts(spec: JsonObject, field: str) -> dict[str, Decimal]:
+    starting = spec.get("initContainers") or ()
+    staying = [*(spec.get("containers") or ()), *(c for c in starting if c.get("restartPolicy") == "Always")]
+    total = {}
+    for key in ("cpu", "memory"):
+        most = max((_amount(container, field, key) for container in starting), default=Decimal(0))
+        total[key] = max(sum((_amount(container, field, key) for container in staying), Decimal(0)), most)
+        total[key] += quantity((spec.get("overhead") or {}).get(key, 0))
     return total
+
+
+def _amount(container: JsonObject, field: str, key: str) -> Decimal:
+    """Return a container's request or limit; a request that is missing is its limit, as for the API server."""
+    resources = container.get("resources") or {}
+    found = (resources.get(field) or {}).get(key)
+    if found is None and field == "requests":
+        found = (resources.get("limits") or {}).get(key)
+    return quantity(found or 0)
 
 
 def check_quotas(quotas: Sequence[JsonObject], surges: Mapping[str, JsonObject]) -> list[Finding]:
     """A ResourceQuota must leave room for the largest surge."""
     findings = []
+    specs = [workload["spec"]["template"]["spec"] for workload in surges.values()]
     for quota in quotas:
         status = quota.get("status") or {}
         for resource, hard in (status.get("hard") or {}).items():
-            key = resource.removeprefix("requests.")
-            if key not in ("cpu", "memory", "pods"):
+            field, _, key = resource.rpartition(".")
+            if resource in ("pods", "count/pods"):
+                needed = Decimal(1 if specs else 0)
+            elif key in ("cpu", "memory") and field in ("", "requests", "limits"):
+                needed = max((_amounts(spec, field or "requests")[key] for spec in specs), default=Decimal(0))
+            else:
                 continue
             left = quantity(hard) - quantity((status.get("used") or {}).get(resource, 0))
-            needed = max(
-                (Decimal(1) if key == "pods" else _requests(w["spec"]["template"]["spec"])[key] for w in surges.values()),
-                default=Decimal(0),
-            )
             if left < needed:
                 findings.append(
                     Finding(
                         "headroom",
                         "block",
                         f"ResourceQuota/{quota['metadata']['name']}",
-                        f"{left} {resource} left",
-                        f"at least {needed} {resource} for the surge",
+                        f"{left:f} {resource} left",
+                        f"at least {needed:f} {resource} for the surge",
                         "Raise the quota, or free what it counts.",
                     )
                 )

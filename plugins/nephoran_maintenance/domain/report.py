@@ -11,6 +11,7 @@ from nephoran_maintenance.domain.images import ImageReference
 from nephoran_maintenance.domain.journal import Journal
 
 NOT_MEASURED = "not measured"
+PROBE_FIGURES = ("sent", "failed", "longest_gap_seconds", "requests_per_second")
 Overall = Literal["succeeded", "rolled-back", "failed", "planned", "refused", "nothing-to-do", "ready", "not-ready"]
 _SUMMARIES: dict[str, str] = {
     "succeeded": "Every planned change is in place and verified.",
@@ -78,14 +79,14 @@ def build_report(
     :param probe_expected: whether a probe was to run; without its result the probe's figures read *not measured*.
     """
     if probe is None and probe_expected:
-        probe = dict.fromkeys(("sent", "failed", "longest_gap_seconds", "requests_per_second"), NOT_MEASURED)
+        probe = {**dict.fromkeys(PROBE_FIGURES, NOT_MEASURED), "failures": []}
     return {
         "operation_id": operation_id,
         "procedure": procedure,
         "title": title,
         "system": system,
         "overall": how,
-        "summary": _SUMMARIES[how],
+        "summary": _summary(how, journal),
         "triggered_by": triggered_by,
         "started_at": started_at.isoformat(timespec="seconds") if started_at else NOT_MEASURED,
         "ended_at": ended_at.isoformat(timespec="seconds"),
@@ -100,6 +101,12 @@ def build_report(
         "findings": [{**finding, "rank": RANK[finding["severity"]]} for finding in findings],
         "failed_steps": list(failed_steps),
     }
+
+
+def _summary(how: Overall, journal: Journal | None) -> str:
+    if how == "failed" and journal is not None and journal.complete():
+        return "Every planned change is in place and verified, but another step failed: see below."
+    return _SUMMARIES[how]
 
 
 def _components(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection, Sequence
+
 COMPONENTS_GROUP = "components"
 ROLLBACK_GROUP = "rollback"
 PREFLIGHT_GROUP = "preflight"
@@ -32,6 +35,18 @@ def change_step_ids(component: str, kind: str | None = None) -> list[str]:
     """Return the ids of the steps that change a component, in their order; of one kind of change when given."""
     prefix = f"{COMPONENTS_GROUP}.{identifier(component)}"
     return [f"{prefix}.{verb}_{k}" for k in CHANGE_KINDS if kind in (None, k) for verb in ("apply", "wait")]
+
+
+def unneeded_after(step_id: str | None, chain: Sequence[str], needed: Collection[str]) -> list[str]:
+    """Return the steps that follow in the chain and are not needed, up to the first that is.
+
+    Each step skips only what comes right behind it: a step skipped earlier than that would let its successors start
+    before their time, because a skipped step counts as done.
+
+    :param step_id: the step that has just been done; None: the chain has not been begun.
+    """
+    following = chain[chain.index(step_id) + 1 :] if step_id is not None else chain
+    return list(itertools.takewhile(lambda step: step not in needed, following))
 
 
 def rollback_step_id(component: str) -> str:

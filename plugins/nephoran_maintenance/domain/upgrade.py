@@ -171,11 +171,17 @@ def version_of_image(reference: ImageReference, labels: Mapping[str, str]) -> st
     return labels.get("org.opencontainers.image.version")
 
 
-def permissions_for(profile: SystemProfile, *, changing: bool) -> list[dict[str, Any]]:
-    """Return everything that the procedure will ask the cluster for, as SelfSubjectAccessReview attributes."""
+def permissions_for(
+    profile: SystemProfile, intent_groups: Sequence[str], *, changing: bool
+) -> list[dict[str, Any]]:
+    """Return everything that the procedure will ask the cluster for, as SelfSubjectAccessReview attributes.
+
+    :param intent_groups: the API groups whose NetworkIntents it will read, and test with.
+    :param changing: whether it changes the system.
+    """
     system, own = profile.namespaces.system, profile.namespaces.maintenance
     reads: Sequence[tuple[str, str, str]] = [
-        ("", "pods", system),
+        ("", "pods", ""),
         ("", "events", system),
         ("", "persistentvolumeclaims", system),
         ("", "resourcequotas", system),
@@ -188,6 +194,7 @@ def permissions_for(profile: SystemProfile, *, changing: bool) -> list[dict[str,
         ("", "configmaps", own),
     ]
     wanted = [{"verb": "list", "group": g, "resource": r, "namespace": n} for g, r, n in reads]
+    wanted += [{"verb": "list", "group": group, "resource": "networkintents"} for group in intent_groups]
     wanted += [
         {"verb": "list", "group": "apiextensions.k8s.io", "resource": "customresourcedefinitions"},
         {"verb": "get", "resource": "pods/log", "namespace": system},
@@ -200,5 +207,10 @@ def permissions_for(profile: SystemProfile, *, changing: bool) -> list[dict[str,
             for resource in ("deployments", "statefulsets", "daemonsets")
         ]
         wanted += [{"verb": "delete", "resource": "pods", "namespace": system}]
+        wanted += [
+            {"verb": verb, "group": group, "resource": "networkintents", "namespace": profile.intents.test_namespace}
+            for group in intent_groups
+            for verb in ("get", "create", "delete")
+        ]
         wanted += [{"verb": v, "resource": "configmaps", "namespace": own} for v in ("get", "create", "update", "patch")]
     return wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from nephoran_maintenance.errors import PermanentError
@@ -40,7 +41,10 @@ async def read_connection_async(connection_id: str) -> tuple[Connection, dict[st
         connection = await BaseHook.aget_connection(connection_id)
     except AirflowNotFoundException as error:
         raise _missing(connection_id) from error
-    return connection, await connection.aextra_dejson()
+    # A secrets backend that the triggerer reads by itself hands out the other Connection class, without this method.
+    read_extra = getattr(connection, "aextra_dejson", None)
+    extra = await read_extra() if read_extra is not None else json.loads(connection.extra or "{}")
+    return connection, extra
 
 
 def _missing(connection_id: str) -> PermanentError:

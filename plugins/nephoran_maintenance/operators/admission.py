@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nephoran_maintenance.domain.intents import served_kinds
 from nephoran_maintenance.domain.preflight import check_permissions
 from nephoran_maintenance.domain.upgrade import (
     UpgradeRequest,
@@ -50,7 +51,8 @@ class CheckRequestOperator(StepOperator):
             chosen = requested_components(request, profile)
         cluster = self.cluster()
         version, account = cluster.server_version(), cluster.who_am_i()
-        accesses = permissions_for(profile, changing=changing)
+        groups = [kind.group for kind in served_kinds(cluster.crds(), profile.intents)]
+        accesses = permissions_for(profile, groups, changing=changing)
         denied = [f for f in check_permissions(accesses, cluster.can_i(accesses), account) if f.severity == "block"]
         if denied:
             raise PermanentError(

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 from nephoran_maintenance.airflow_edge import airflow_errors
-from nephoran_maintenance.domain.journal import operation_id
+from nephoran_maintenance.domain.journal import Journal, operation_id
+from nephoran_maintenance.domain.order import in_order
+from nephoran_maintenance.domain.step_ids import change_step_ids, unneeded_after
 from nephoran_maintenance.profile import SystemProfile, load_profile
 
 if TYPE_CHECKING:
@@ -74,6 +76,17 @@ class StepOperator(BaseOperator):
         from nephoran_maintenance.hooks.journal_store import JournalStore
 
         return JournalStore(cluster or self.cluster(), self.profile.namespaces.maintenance)
+
+
+def finish_change_step(context: Context, journal: Journal, profile: SystemProfile, step_id: str | None, result: Any) -> Any:
+    """Return a step's result, after skipping the change steps right behind it that the plan does not need."""
+    chain = [step for component in in_order(profile.components) for step in change_step_ids(component.name)]
+    needed = {step for entry in journal.entries for step in change_step_ids(entry.component, entry.kind)}
+    unneeded = unneeded_after(step_id, chain, needed)
+    if not unneeded:
+        return result
+    context["ti"].xcom_push(key="return_value", value=result)
+    raise DownstreamTasksSkipped(tasks=unneeded)
 
 
 def operation_of(context: Context) -> str:

@@ -100,8 +100,9 @@ def check_images(step: CheckOperator, context: Context) -> Findings:
 
 
 def check_permissions(step: CheckOperator, context: Context) -> Findings:
-    accesses = permissions_for(step.profile, changing="mode" in context["params"])
     cluster = step.cluster()
+    groups = [kind.group for kind in served_kinds(cluster.crds(), step.profile.intents)]
+    accesses = permissions_for(step.profile, groups, changing="mode" in context["params"])
     return preflight.check_permissions(accesses, cluster.can_i(accesses), cluster.who_am_i())
 
 

@@ -19,7 +19,7 @@ from nephoran_maintenance.domain.upgrade import (
     requested_image,
     version_of_image,
 )
-from nephoran_maintenance.domain.step_ids import REPORTING_STEPS, change_step_ids
+from nephoran_maintenance.domain.step_ids import REPORTING_STEPS
 from nephoran_maintenance.operators.admission import request_of
 from nephoran_maintenance.operators.base import StepOperator
 from nephoran_maintenance.operators.live import container_name, running_digests
@@ -37,7 +37,7 @@ HASH_KEY = "plan_hash"
 class PlanUpgradeOperator(StepOperator):
     """Compute what the run would change and leave it in the XComs ``plan`` and ``plan_hash``.
 
-    Skips the steps that the plan does not need; in plan mode, and when there is nothing to do, all but the report.
+    In plan mode, and when there is nothing to do, it skips all steps but the report.
     Changes nothing: differences come from the API server's dry run. Safe to repeat: yes.
     """
 
@@ -61,17 +61,9 @@ class PlanUpgradeOperator(StepOperator):
         context["ti"].xcom_push(key=PLAN_KEY, value=json.loads(plan.model_dump_json()))
         context["ti"].xcom_push(key=HASH_KEY, value=digest)
         self.log.info("Plan %s: %d changes", digest, len(plan.changes))
-        skipped = self.steps_to_skip(plan, everything=request.mode == "plan" or not plan.changes)
-        raise DownstreamTasksSkipped(tasks=skipped)
-
-    def steps_to_skip(self, plan: Plan, *, everything: bool) -> list[str]:
-        """Return the ids of the steps after this one that have nothing to do."""
-        downstream = sorted(self.get_flat_relative_ids(upstream=False))
-        if everything:
-            return [task_id for task_id in downstream if task_id not in REPORTING_STEPS]
-        needed = {step for change in plan.changes for step in change_step_ids(change.component, change.kind)}
-        all_changes = {step for component in self.profile.components for step in change_step_ids(component.name)}
-        return [task_id for task_id in downstream if task_id in all_changes - needed]
+        if request.mode == "plan" or not plan.changes:
+            downstream = sorted(self.get_flat_relative_ids(upstream=False))
+            raise DownstreamTasksSkipped(tasks=[step for step in downstream if step not in REPORTING_STEPS])
 
     def changes_of(
         self, cluster: ClusterHook, registry: ImageRegistryHook, request: UpgradeRequest, component: Component

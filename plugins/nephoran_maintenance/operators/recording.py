@@ -10,7 +10,7 @@ from nephoran_maintenance.domain.patches import same_spec
 from nephoran_maintenance.domain.plan import Plan
 from nephoran_maintenance.domain.step_ids import PLAN_CHANGES
 from nephoran_maintenance.errors import PermanentError
-from nephoran_maintenance.operators.base import StepOperator, operation_of, pull
+from nephoran_maintenance.operators.base import StepOperator, finish_change_step, operation_of, pull
 from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class RecordBeforeStateOperator(StepOperator):
     Refuses when an object is no longer what the plan saw. Safe to repeat: yes, an operation has one journal.
     """
 
-    def act(self, context: Context) -> str:
+    def act(self, context: Context) -> Any:
         plan = Plan.model_validate(pull(context, PLAN_CHANGES, PLAN_KEY))
         cluster = self.cluster()
         store = self.journals(cluster)
@@ -59,7 +59,7 @@ class RecordBeforeStateOperator(StepOperator):
                 hint="Trigger a new run instead of clearing this one.",
             )
         self.log.info("Journal %s has %d entries", operation, len(journal.entries))
-        return operation
+        return finish_change_step(context, journal, self.profile, None, operation)
 
     def check_unchanged(self, plan: Plan) -> None:
         """:raises PermanentError: ``plan-outdated`` when an object has changed since it was planned for."""

@@ -40,9 +40,8 @@ class ReportLink(BaseOperatorLink):
     name = "Report"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        from airflow.models.xcom import XComModel
-
-        return str(XComModel.get_value(ti_key=ti_key, key=self.xcom_key) or "")
+        """Return the address; asked once, in the worker at the end of the step, and kept by Airflow."""
+        return str(getattr(operator, "report_address", ""))
 
 
 class ReportOperator(StepOperator):
@@ -66,7 +65,7 @@ class ReportOperator(StepOperator):
         page = render(report)
         (folder / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
         (folder / "report.html").write_text(page, encoding="utf-8")
-        context["ti"].xcom_push(key=ReportLink().xcom_key, value=f"/maintenance/reports/{self.dag_id}/{operation}/")
+        self.report_address = f"/maintenance/reports/{self.dag_id}/{operation}/"
         url = self.keep(profile, operation, report, page)
         self.log.info("Report: %s", folder / "report.html")
         return {**report, "plan": None, "report_path": str(folder / "report.html"), "report_url": url}

@@ -9,7 +9,7 @@ from nephoran_maintenance.domain.journal import Journal, JournalEntry
 from nephoran_maintenance.domain.patches import same_spec, same_template
 from nephoran_maintenance.domain.stepping import Move
 from nephoran_maintenance.errors import PermanentError, UnknownStateError
-from nephoran_maintenance.operators.base import operation_of
+from nephoran_maintenance.operators.base import finish_change_step, operation_of
 from nephoran_maintenance.operators.live import check_health, running_digests
 from nephoran_maintenance.operators.rolling import RollingOperator
 
@@ -116,17 +116,17 @@ class WaitForChangeOperator(ChangeOperator):
     as verified. Safe to repeat: yes, it only reads and writes the journal.
     """
 
-    def act(self, context: Context) -> dict[str, Any]:
+    def act(self, context: Context) -> Any:
         cluster = self.cluster()
         return self.see_through(context, cluster, self.entry(self.journals(cluster).read(operation_of(context))))
 
-    def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+    def resume(self, context: Context, event: dict[str, Any]) -> Any:
         cluster = self.cluster()
         entry = self.entry(self.journals(cluster).read(operation_of(context)))
         self.check_event(cluster, event, entry.intended["container"])
         return self.see_through(context, cluster, entry)
 
-    def see_through(self, context: Context, cluster: ClusterHook, entry: JournalEntry) -> dict[str, Any]:
+    def see_through(self, context: Context, cluster: ClusterHook, entry: JournalEntry) -> Any:
         workload = self.workload(cluster)
         if not same_spec(workload, entry.intended):
             raise UnknownStateError(
@@ -156,13 +156,14 @@ class WaitForChangeOperator(ChangeOperator):
             operation_of(context),
             lambda journal: journal.moved(self.component, self.change_kind, "verified", datetime.now(UTC)),
         )
-        return {
+        result = {
             "component": self.component,
             "change": self.change_kind,
             **measured,
             "digests": digests,
             "seconds": self.entry(journal).seconds(),
         }
+        return finish_change_step(context, journal, self.profile, self.task_id, result)
 
 
 def pod_runs(pod: dict[str, Any], container: str, image: str) -> bool:

@@ -26,8 +26,8 @@ class MeasureTrafficOperator(StepOperator):
     def act(self, context: Context) -> None:
         from nephoran_maintenance.triggers.probe import ProbeTrigger
 
-        probe = self.profile.probe
-        if probe is None:
+        probe, known = self.profile.probe, self.profile.known_objects
+        if probe is None or known is None:
             raise AirflowSkipException("the profile has no probe")
         operation = operation_of(context)
         folder = report_folder(context["dag_run"].dag_id, operation)
@@ -37,8 +37,10 @@ class MeasureTrafficOperator(StepOperator):
                 url=probe.url,
                 rate_per_second=probe.rate_per_second,
                 timeout_seconds=probe.timeout_seconds,
-                known_objects_count=probe.known_objects.count,
-                collection=probe.known_objects.collection,
+                known_objects_count=known.count,
+                collection=known.collection,
+                object_name_template=f"{known.prefix}/{{collection}}/{{number}}",
+                title_template=f"{known.title}-{{number}}",
                 samples_path=str(folder / "probe-samples.jsonl"),
                 kubernetes_connection_id=self.kubernetes_connection_id,
                 journal_namespace=self.profile.namespaces.maintenance,

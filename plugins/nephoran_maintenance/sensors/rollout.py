@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import BaseSensorOperator
-from airflow.sdk.exceptions import AirflowException
 
 from nephoran_maintenance.airflow_edge import airflow_errors
 from nephoran_maintenance.domain.rollout import judge_rollout
@@ -107,9 +106,12 @@ class RolloutSensor(BaseSensorOperator):
                 no_progress_limit=self.no_progress_limit,
                 progress_deadline=self.progress_deadline,
             )
-            if event["state"] != "progressing":
-                return self._conclude(context, event)
-        self.log.info("%s %s: %s", self.kind, self.name, event["progress"])
+            if event["state"] == "progressing":
+                self.log.info("%s %s: %s", self.kind, self.name, event["progress"])
+                self._defer(since, now)
+            return self._conclude(context, event)
+
+    def _defer(self, since: datetime, now: datetime) -> NoReturn:
         self.defer(
             trigger=RolloutTrigger(
                 connection_id=self.kubernetes_connection_id,
@@ -128,7 +130,6 @@ class RolloutSensor(BaseSensorOperator):
             # The trigger's own deadline answers in an event; this one only catches a triggerer that is gone.
             timeout=self.rollout_timeout + timedelta(minutes=5),
         )
-        raise AirflowException("deferring did not end the step")
 
     def conclude(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Continue with the trigger's event."""
