@@ -59,8 +59,7 @@ from nephoran_maintenance.profile import load_profile
 PROFILE = load_profile()
 IN_ORDER = in_order(PROFILE.components)
 COMPONENTS = [component.name for component in IN_ORDER]
-DEFAULT_IN_ORDER = in_order(PROFILE.components)
-COMPONENTS = [component.name for component in IN_ORDER if component.upgrade_by_default]
+DEFAULT_COMPONENTS = [component.name for component in IN_ORDER if component.upgrade_by_default]
 CONNECTION = "kubernetes_rolling_upgrade"
 
 
