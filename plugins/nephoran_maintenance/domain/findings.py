@@ -66,7 +66,11 @@ def as_table(findings: Sequence[Finding]) -> str:
     heads = ("severity", "check", "object", "observed", "expected")
     rows = [(f.severity, f.check, f.object, f.observed, f.expected) for f in worst_first(findings)]
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (heads, *rows)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (heads, *rows)
+    ]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    hints = [f"next, {f.check} of {f.object}: {f.hint}" for f in worst_first(findings) if f.hint and f.severity != "pass"]
+    hints = [
+        f"next, {f.check} of {f.object}: {f.hint}" for f in worst_first(findings) if f.hint and f.severity != "pass"
+    ]
     return "\n".join(lines + hints)

@@ -56,7 +56,9 @@ def check_pods(pods: Sequence[JsonObject], now: datetime) -> list[Finding]:
             )
         findings += _restarts(name, status, now)
     if not counted:
-        return [Finding("pods", "block", "the system", "no pods", "the system's pods", "Check the profile's namespace.")]
+        return [
+            Finding("pods", "block", "the system", "no pods", "the system's pods", "Check the profile's namespace.")
+        ]
     if not any(finding.severity == "block" for finding in findings):
         findings.append(Finding("pods", "pass", f"{counted} pods", "all Ready", "all Ready"))
     return findings
@@ -128,7 +130,9 @@ def check_rollouts(workloads: Mapping[str, JsonObject]) -> list[Finding]:
     findings = []
     for component, workload in workloads.items():
         spec, status, metadata = workload["spec"], workload.get("status") or {}, workload["metadata"]
-        wanted = int(status.get("desiredNumberScheduled", 0)) if workload["kind"] == "DaemonSet" else spec.get("replicas", 1)
+        wanted = (
+            int(status.get("desiredNumberScheduled", 0)) if workload["kind"] == "DaemonSet" else spec.get("replicas", 1)
+        )
         name = f"{workload['kind']}/{metadata['name']}"
         problem = ""
         if spec.get("paused"):
@@ -157,7 +161,11 @@ def check_rollouts(workloads: Mapping[str, JsonObject]) -> list[Finding]:
                 f"{status.get('numberAvailable', 0)} available"
             )
         if problem:
-            hint = f"kubectl rollout resume {name.lower()}." if problem == "paused" else f"kubectl rollout status {name.lower()}."
+            hint = (
+                f"kubectl rollout resume {name.lower()}."
+                if problem == "paused"
+                else f"kubectl rollout status {name.lower()}."
+            )
             findings.append(Finding("rollouts", "block", f"{component} ({name})", problem, "rolled out", hint))
         elif not wanted:
             findings.append(
@@ -228,7 +236,9 @@ def check_headroom(
             findings.append(Finding("headroom", "pass", f"surge of {component}", seen, want))
         else:
             findings.append(
-                Finding("headroom", "block", f"surge of {component}", seen, want, "Free or add capacity for one pod more.")
+                Finding(
+                    "headroom", "block", f"surge of {component}", seen, want, "Free or add capacity for one pod more."
+                )
             )
     return findings
 
@@ -303,7 +313,9 @@ def check_volumes(claims: Sequence[JsonObject], usage: Mapping[str, float] | Non
         if share is None:
             findings.append(Finding("volumes", "pass", name, "Bound, usage not measured", "Bound"))
         else:
-            severity: Severity = "block" if share >= VOLUME_BLOCK_RATIO else "warn" if share >= VOLUME_WARN_RATIO else "pass"
+            severity: Severity = (
+                "block" if share >= VOLUME_BLOCK_RATIO else "warn" if share >= VOLUME_WARN_RATIO else "pass"
+            )
             hint = "" if severity == "pass" else "Enlarge the volume, or free space on it."
             findings.append(
                 Finding("volumes", severity, name, f"Bound, {share:.0%} used", f"below {VOLUME_WARN_RATIO:.0%}", hint)

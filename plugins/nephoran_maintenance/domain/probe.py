@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 SHOWN_FAILURES = 20
@@ -55,7 +56,7 @@ def summarise(samples: Sequence[Mapping[str, Any]]) -> ProbeSummary:
         sent=len(ordered),
         failed=len(failures),
         failure_ratio=len(failures) / len(ordered),
-        longest_gap_seconds=round(max(later - sooner for sooner, later in zip(marks, marks[1:], strict=False)), 3),
+        longest_gap_seconds=round(max(later - sooner for sooner, later in pairwise(marks)), 3),
         requests_per_second=round((len(ordered) - 1) / span, 1) if span > 0 else None,
         latency_p50_seconds=_quantile(latencies, 0.5),
         latency_p95_seconds=_quantile(latencies, 0.95),

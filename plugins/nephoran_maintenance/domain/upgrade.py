@@ -171,9 +171,7 @@ def version_of_image(reference: ImageReference, labels: Mapping[str, str]) -> st
     return labels.get("org.opencontainers.image.version")
 
 
-def permissions_for(
-    profile: SystemProfile, intent_groups: Sequence[str], *, changing: bool
-) -> list[dict[str, Any]]:
+def permissions_for(profile: SystemProfile, intent_groups: Sequence[str], *, changing: bool) -> list[dict[str, Any]]:
     """Return everything that the procedure will ask the cluster for, as SelfSubjectAccessReview attributes.
 
     :param intent_groups: the API groups whose NetworkIntents it will read, and test with.
@@ -212,5 +210,7 @@ def permissions_for(
             for group in intent_groups
             for verb in ("get", "create", "delete")
         ]
-        wanted += [{"verb": v, "resource": "configmaps", "namespace": own} for v in ("get", "create", "update", "patch")]
+        wanted += [
+            {"verb": v, "resource": "configmaps", "namespace": own} for v in ("get", "create", "update", "patch")
+        ]
     return wanted

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
 
 DEFAULT_TIMEOUT = timedelta(seconds=10)
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -73,19 +74,28 @@ def send(
     """
     import requests
 
-    try:
-        response = requests.request(
-            method,
-            url,
-            headers=dict(headers or {}),
-            params=dict(query or {}),
-            json=body,
-            timeout=(min(5.0, timeout.total_seconds()), timeout.total_seconds()),
-            allow_redirects=follow_redirects,
-        )
-    except requests.RequestException as error:
-        raise _no_answer(service, url, connection_id, error) from error
+    with requests.Session() as session:
+        # A proxy from the environment leads nowhere for a forwarded port of a pod.
+        session.trust_env = urlsplit(url).hostname not in LOOPBACK
+        try:
+            response = session.request(
+                method,
+                url,
+                headers=dict(headers or {}),
+                params=dict(query or {}),
+                json=body,
+                timeout=(min(5.0, timeout.total_seconds()), timeout.total_seconds()),
+                allow_redirects=follow_redirects,
+                auth=_keep_headers,
+            )
+        except requests.RequestException as error:
+            raise _no_answer(service, url, connection_id, error) from error
     return HttpAnswer(response.status_code, response.headers, response.content)
+
+
+def _keep_headers(request: Any) -> Any:
+    """Stand in for an authentication, so that a ~/.netrc does not replace the connection's."""
+    return request
 
 
 def unexpected(

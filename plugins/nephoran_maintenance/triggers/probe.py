@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import threading
 import uuid
@@ -51,9 +50,8 @@ class ProbeTrigger(PollingTrigger):
     :param journal_namespace: namespace of the journal's ConfigMap.
     :param journal_name: name of it; its annotation ``maintenance.nephoran.com/probe: stop`` ends the probe.
     :param deadline_seconds: the probe ends after this at the latest.
-    :param object_prefix: the known object with number n has as its id the version 5 UUID of
-        ``<object_prefix>/<collection>/<n>`` in the URL namespace.
-    :param title_prefix: it has the title ``<title_prefix>-<n>``.
+    :param object_name_template: the version 5 UUID of this, in the URL namespace, is the id of the known object.
+    :param title_template: the title that it has.
     """
 
     parameters: ClassVar[tuple[str, ...]] = (
@@ -68,8 +66,8 @@ class ProbeTrigger(PollingTrigger):
         "journal_name",
         "deadline_seconds",
         "query",
-        "object_prefix",
-        "title_prefix",
+        "object_name_template",
+        "title_template",
     )
 
     def __init__(
@@ -86,8 +84,8 @@ class ProbeTrigger(PollingTrigger):
         timeout_seconds: float = 5.0,
         deadline_seconds: float = 6 * 3600.0,
         query: str = "maintenance probe",
-        object_prefix: str = "nephoran",
-        title_prefix: str = "knowledge",
+        object_name_template: str = "nephoran/{collection}/{number}",
+        title_template: str = "knowledge-{number}",
         poll_interval_seconds: float = 1.0,
         read_error_limit: int = 30,
         deadline_at: str | None = None,
@@ -106,9 +104,8 @@ class ProbeTrigger(PollingTrigger):
         self.journal_name = journal_name
         self.deadline_seconds = deadline_seconds
         self.query = query
-        self.object_prefix = object_prefix
-        self.title_prefix = title_prefix
-        self._samples: list[dict[str, Any]] = []
+        self.object_name_template = object_name_template
+        self.title_template = title_template
         self._unwritten: list[dict[str, Any]] = []
         self._late_seconds_max = 0.0
         self._skipped = 0
@@ -128,57 +125,65 @@ class ProbeTrigger(PollingTrigger):
             )
         path = Path(self.samples_path)
         try:
-            self._samples = await asyncio.to_thread(read_samples, path)
+            earlier = len(await asyncio.to_thread(read_samples, path))
         except OSError as error:
             raise _unwritable(path, error) from error
-        self._resumed = bool(self._samples)
+        self._resumed = earlier > 0
         timeout = timedelta(seconds=self.timeout_seconds)
         async with AsyncClusterHook(self.kubernetes_connection_id) as cluster, HttpProbe(self.url, timeout) as probe:
             stop = asyncio.create_task(self._wait_for_stop(cluster))
             writer = asyncio.create_task(self._write_regularly(path))
             try:
-                await self._send(probe, until=lambda: stop.done() or writer.done())
+                await self._send(probe, earlier, until=lambda: stop.done() or writer.done())
             finally:
                 stop.cancel()
                 writer.cancel()
                 await asyncio.wait({stop, writer})
-                # also when the triggerer is stopped: what was measured is not lost
-                with contextlib.suppress(OSError):
+                failure = None if writer.cancelled() else writer.exception()
+                try:
+                    # also when the triggerer is stopped: what was measured is not lost
                     await asyncio.to_thread(self._append, path, self._taken())
-        if not writer.cancelled() and (failure := writer.exception()):
+                except OSError as error:
+                    failure = error
+        if failure is not None:
             raise _unwritable(path, failure) from failure
-        summary = await asyncio.to_thread(self._summary, stop.result())
+        summary = await asyncio.to_thread(self._summary, path, stop.result())
         return {"state": "complete", "summary": summary, "message": f"{summary['sent']} requests sent"}
 
-    async def _send(self, probe: HttpProbe, until: Callable[[], bool]) -> None:
+    async def _send(self, probe: HttpProbe, number: int, until: Callable[[], bool]) -> None:
         loop = asyncio.get_running_loop()
         interval_seconds = 1.0 / self.rate_per_second
         first_at = loop.time()
         in_flight: set[asyncio.Task[None]] = set()
-        number, slot = len(self._samples), 0
-        while not until():
-            due = first_at + slot * interval_seconds
-            slot += 1
-            await asyncio.sleep(max(0.0, due - loop.time()))
-            late_seconds = loop.time() - due
-            if late_seconds > LATEST_START_SECONDS:
-                self._late_seconds_max = max(self._late_seconds_max, late_seconds)
-                self._skipped += 1
-                continue
-            task = loop.create_task(self._ask(probe, number, due))
-            in_flight.add(task)
-            task.add_done_callback(in_flight.discard)
-            number += 1
-        if in_flight:
-            await asyncio.wait(in_flight, timeout=self.timeout_seconds + 1.0)
+        slot = 0
+        try:
+            while not until():
+                due = first_at + slot * interval_seconds
+                slot += 1
+                await asyncio.sleep(max(0.0, due - loop.time()))
+                late_seconds = loop.time() - due
+                if late_seconds > LATEST_START_SECONDS:
+                    self._late_seconds_max = max(self._late_seconds_max, late_seconds)
+                    self._skipped += 1
+                    continue
+                task = loop.create_task(self._ask(probe, number, due))
+                in_flight.add(task)
+                task.add_done_callback(in_flight.discard)
+                number += 1
+            if in_flight:
+                await asyncio.wait(in_flight, timeout=self.timeout_seconds + 1.0)
+        finally:
+            for task in in_flight:
+                task.cancel()
 
     async def _ask(self, probe: HttpProbe, count: int, due: float) -> None:
         number = (count * STRIDE) % self.known_objects_count
-        object_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.object_prefix}/{self.collection}/{number}"))
+        name = self.object_name_template.format(collection=self.collection, number=number)
+        object_id = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
         late_seconds = max(0.0, asyncio.get_running_loop().time() - due)
         self._late_seconds_max = max(self._late_seconds_max, late_seconds)
         at = self.now()
-        answer = await probe.ask(self.query, object_id, f"{self.title_prefix}-{number}")
+        answer = await probe.ask(self.query, object_id, self.title_template.format(number=number))
         sample = {
             "at": at.isoformat(timespec="milliseconds"),
             "seconds": round(answer.seconds, 4),
@@ -187,7 +192,6 @@ class ProbeTrigger(PollingTrigger):
             "number": number,
             "versions": answer.versions,
         }
-        self._samples.append(sample)
         self._unwritten.append(sample)
 
     async def _wait_for_stop(self, cluster: AsyncClusterHook) -> str:
@@ -226,9 +230,9 @@ class ProbeTrigger(PollingTrigger):
         with self._file_lock:
             append_samples(path, samples)
 
-    def _summary(self, stopped_by: str) -> dict[str, Any]:
+    def _summary(self, path: Path, stopped_by: str) -> dict[str, Any]:
         return {
-            **summarise(self._samples).to_dict(),
+            **summarise(read_samples(path)).to_dict(),
             "late_seconds_max": round(self._late_seconds_max, 4),
             "skipped": self._skipped,
             "resumed": self._resumed,

@@ -1,0 +1,1 @@
+"""Run a real single-node Kubernetes with the whole Nephoran system in it, without Docker and without pulling images."""

@@ -1,0 +1,137 @@
+"""Give a lab's Airflow what it needs to reach the lab: ServiceAccounts with tokens, connections, a profile.
+
+Airflow never gets the administrator's kubeconfig: each procedure has a ServiceAccount of its own from deploy/rbac, and
+a token that the API server issued for it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lab.airflow_settings import AirflowInstance
+from lab.cluster import Cluster
+from lab.config import PROJECT, LabConfig
+
+MAINTENANCE_NAMESPACE = "nephoran-maintenance"
+SYSTEM_NAMESPACE = "nephoran-system"
+REPORTS_BUCKET = "nephoran-reports"
+"""One of the buckets that the lab's object store starts with."""
+
+SERVICE_ACCOUNTS = {"kubernetes_preflight": "preflight", "kubernetes_rolling_upgrade": "rolling-upgrade"}
+"""Airflow connection to the ServiceAccount behind it."""
+
+TOKEN_LIFETIME = timedelta(days=30)
+"""As long as a lab may stay up; `python -m lab.airflow connect` issues new ones."""
+
+ReportStage = Callable[[str], None]
+
+
+def grant_access(config: LabConfig, instance: AirflowInstance, progress: ReportStage = lambda stage: None) -> None:
+    """Apply deploy/rbac to the lab, and write connections and profile for its Airflow, which sees them at once.
+
+    Safe to repeat: yes; tokens of earlier calls stay valid until they expire.
+    """
+    cluster = Cluster(config)
+    progress("Airflow: ServiceAccounts and their permissions")
+    cluster.kubectl("apply", "--server-side", "--filename", str(PROJECT / "deploy" / "rbac"))
+    instance.home.mkdir(parents=True, exist_ok=True)
+    instance.write_connections(connections(config, lambda account: issue_token(cluster, account)))
+    if instance.profile is not None:
+        write_profile(config, instance.profile)
+
+
+def issue_token(cluster: Cluster, service_account: str) -> str:
+    """Return a token of a ServiceAccount from the API server's TokenRequest."""
+    return cluster.kubectl(
+        "create",
+        "token",
+        service_account,
+        f"--namespace={MAINTENANCE_NAMESPACE}",
+        f"--duration={TOKEN_LIFETIME.total_seconds():.0f}s",
+    ).strip()
+
+
+def kubeconfig(config: LabConfig, token: str) -> dict[str, Any]:
+    """Return a kubeconfig of the lab that authenticates by a token alone."""
+    administrator = yaml.safe_load(config.kubeconfig.read_text(encoding="utf-8"))
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": administrator["clusters"][:1],
+        "users": [{"name": "service-account", "user": {"token": token}}],
+        "contexts": [
+            {
+                "name": config.context,
+                "context": {
+                    "cluster": administrator["clusters"][0]["name"],
+                    "user": "service-account",
+                    "namespace": SYSTEM_NAMESPACE,
+                },
+            }
+        ],
+        "current-context": config.context,
+    }
+
+
+def connections(config: LabConfig, token_of: Callable[[str], str]) -> dict[str, dict[str, Any]]:
+    """Return every connection that the procedures use, in the shape of Airflow's local filesystem backend."""
+    s3 = {
+        "endpoint_url": config.s3_endpoint,
+        "region_name": "us-east-1",
+        # versitygw serves buckets by path; their names as host names would need DNS.
+        "config_kwargs": {"s3": {"addressing_style": "path"}},
+    }
+    return {
+        **{
+            connection: {"conn_type": "kubernetes", "extra": {"kube_config": kubeconfig(config, token_of(account))}}
+            for connection, account in SERVICE_ACCOUNTS.items()
+        },
+        "weaviate_default": _http(config.weaviate_url, config.secret("weaviate-api-key")),
+        "prometheus_default": _http(config.prometheus_url),
+        "llm_provider": _http(config.llm_provider_url, config.secret("llm-provider-key")),
+        "image_registry_default": _http(f"http://{config.registry}"),
+        "object_store_reports": {
+            "conn_type": "aws",
+            "login": config.secret("s3-access-key"),
+            "password": config.secret("s3-secret-key"),
+            "extra": s3,
+        },
+    }
+
+
+def _http(url: str, password: str | None = None) -> dict[str, Any]:
+    scheme, _, address = url.partition("://")
+    host, _, port = address.partition(":")
+    connection: dict[str, Any] = {"conn_type": "http", "schema": scheme, "host": host, "port": int(port)}
+    if password is not None:
+        connection["password"] = password
+    return connection
+
+
+def write_profile(config: LabConfig, path: Path) -> None:
+    """Write the product's own profile with the addresses of this lab in it."""
+    profile = yaml.safe_load((PROJECT / "include" / "profiles" / "nephoran.yaml").read_text(encoding="utf-8"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(for_lab(profile, config), sort_keys=False), encoding="utf-8")
+
+
+def for_lab(profile: Mapping[str, Any], config: LabConfig) -> dict[str, Any]:
+    """Return the profile with the lab's registry and addresses in the place of the product's examples."""
+    changed: dict[str, Any] = copy.deepcopy(dict(profile))
+    for component in changed["components"]:
+        if component.get("repository"):
+            component["repository"] = f"{config.registry}/nephoran/{component['repository'].rpartition('/')[2]}"
+    for dependency in changed.get("dependencies", []):
+        if dependency["name"] == "llm-provider":
+            dependency["url"] = f"{config.llm_provider_url}/v1/models"
+    # The probe is sent from outside the cluster, where the Service's name means nothing.
+    changed["probe"]["url"] = f"{config.llm_processor_url}/process"
+    changed["registry"] = {"plain_http": True}
+    changed["reports"]["bucket"] = REPORTS_BUCKET
+    return changed

@@ -1,0 +1,105 @@
+"""The manifests in deploy/rbac grant what the procedures ask for, and nothing that would make them dangerous."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nephoran_maintenance.domain.upgrade import permissions_for
+from nephoran_maintenance.profile import load_profile
+
+PROJECT = Path(__file__).resolve().parents[2]
+MANIFESTS = [
+    manifest
+    for path in sorted((PROJECT / "deploy" / "rbac").glob("*.yaml"))
+    for manifest in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+]
+PROFILE = load_profile(PROJECT / "include" / "profiles" / "nephoran.yaml")
+INTENT_GROUPS = ("nephoran.com", "intent.nephoran.com")
+ACCOUNTS = ("preflight", "rolling-upgrade")
+
+
+def rules_of(account: str) -> list[tuple[str | None, dict[str, Any]]]:
+    """Return the rules of a ServiceAccount, each with its namespace, None for the whole cluster."""
+    roles = {
+        (manifest["kind"], manifest["metadata"].get("namespace"), manifest["metadata"]["name"]): manifest["rules"]
+        for manifest in MANIFESTS
+        if manifest["kind"] in ("Role", "ClusterRole")
+    }
+    found = []
+    for binding in MANIFESTS:
+        if binding["kind"] in ("RoleBinding", "ClusterRoleBinding") and binding["subjects"][0]["name"] == account:
+            namespace = binding["metadata"].get("namespace")
+            reference = binding["roleRef"]
+            of_role = namespace if reference["kind"] == "Role" else None
+            found += [(namespace, rule) for rule in roles[reference["kind"], of_role, reference["name"]]]
+    return found
+
+
+def allows(account: str, access: Mapping[str, str]) -> bool:
+    return any(
+        namespace in (None, access.get("namespace"))
+        and access.get("group", "") in rule["apiGroups"]
+        and access["resource"] in rule["resources"]
+        and access["verb"] in rule["verbs"]
+        for namespace, rule in rules_of(account)
+    )
+
+
+def described(access: Mapping[str, str]) -> str:
+    return f"{access['verb']} {access['resource']} in {access.get('namespace') or 'cluster'}"
+
+
+@pytest.mark.parametrize("access", permissions_for(PROFILE, INTENT_GROUPS, changing=False), ids=described)
+def test_preflight_may_do_what_it_will_ask_for(access: dict[str, str]) -> None:
+    assert allows("preflight", access)
+
+
+@pytest.mark.parametrize("access", permissions_for(PROFILE, INTENT_GROUPS, changing=True), ids=described)
+def test_rolling_upgrade_may_do_what_it_will_ask_for(access: dict[str, str]) -> None:
+    assert allows("rolling-upgrade", access)
+
+
+@pytest.mark.parametrize("account", ACCOUNTS)
+def test_no_rule_has_a_wildcard(account: str) -> None:
+    for _, rule in rules_of(account):
+        assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
+
+
+@pytest.mark.parametrize("account", ACCOUNTS)
+@pytest.mark.parametrize("resource", ["secrets", "pods/exec", "pods/attach", "nodes/proxy", "serviceaccounts/token"])
+def test_nobody_may_touch_what_leads_to_more(account: str, resource: str) -> None:
+    assert not [rule for _, rule in rules_of(account) if resource in rule["resources"]]
+
+
+def test_preflight_changes_nothing() -> None:
+    harmless = {("selfsubjectaccessreviews", "create"), ("pods/portforward", "create")}
+    reading = {"get", "list", "watch"}
+    for _, rule in rules_of("preflight"):
+        for resource in rule["resources"]:
+            assert {verb for verb in rule["verbs"] if (resource, verb) not in harmless} <= reading, resource
+
+
+def test_rolling_upgrade_changes_only_the_systems_and_its_own_namespace() -> None:
+    reading = {"get", "list", "watch"}
+    harmless = {"selfsubjectaccessreviews", "pods/portforward"}
+    changing = {
+        namespace
+        for namespace, rule in rules_of("rolling-upgrade")
+        if not set(rule["verbs"]) <= reading and not set(rule["resources"]) <= harmless
+    }
+    assert changing == {PROFILE.namespaces.system, PROFILE.namespaces.maintenance}
+
+
+def test_the_lease_is_never_deleted() -> None:
+    access = {
+        "verb": "delete",
+        "group": "coordination.k8s.io",
+        "resource": "leases",
+        "namespace": "nephoran-maintenance",
+    }
+    assert not any(allows(account, access) for account in ACCOUNTS)
