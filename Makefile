@@ -48,7 +48,7 @@ test-dags: venv ## what holds for every DAG
 
 .PHONY: test-lab
 test-lab: venv ## tests against a real cluster (root on Debian 12; skipped loudly elsewhere)
-	@if $(PYTHON) -m lab.availability; then $(PYTHON) -m pytest -q $(LAB_TESTS); else [ $$? -eq 3 ]; fi
+	@$(PYTHON) -m pytest -q $(LAB_TESTS)
 
 .PHONY: lint
 lint: venv ## style, formatting, types, import contracts

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -108,12 +107,6 @@ class Airflow:
             process.signal(signal.SIGKILL)
         wait_gone(leftovers, STOP_LIMIT)
         self._record.unlink(missing_ok=True)
-
-    def forget(self) -> None:
-        """Remove the database and the logs of a stopped Airflow, so that the next start is a first one."""
-        if self._running():
-            raise LabError("Airflow still runs.", hint="Stop it first: python -m lab.airflow down.")
-        shutil.rmtree(self.instance.home, ignore_errors=True)
 
     def status(self) -> dict[str, object]:
         """Return the url, the process id of each of the four (None for what does not run) and Airflow's own view."""

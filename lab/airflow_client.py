@@ -83,6 +83,11 @@ class AirflowClient:
         body = {"logical_date": None, "conf": dict(params or {}), "note": note}
         return str(self._request("POST", f"/dags/{dag_id}/dagRuns", body)["dag_run_id"])
 
+    def unfinished_runs(self, dag_id: str) -> list[str]:
+        """Return the ids of the runs that are at work or queued."""
+        answer = self.get(f"/dags/{dag_id}/dagRuns?state=running&state=queued&limit=50")
+        return [str(run["dag_run_id"]) for run in answer["dag_runs"]]
+
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         return dict(self.get(f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"))
 

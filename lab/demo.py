@@ -84,6 +84,8 @@ def _demo(progress: Progress, log: TextIO, started: float) -> int:
 
     client = airflow.client()
     client.await_dag(DAG_ID)
+    if before := client.unfinished_runs(DAG_ID):
+        progress(f"another run is at work, and this one waits for it: {', '.join(before)}")
     run_id = client.trigger(DAG_ID, {"mode": "apply", "version": target, "reason": "make demo"})
     url = client.run_url(DAG_ID, run_id)
     progress(f"rolling upgrade of {', '.join(COMPONENTS)} to {target} started: {url}")

@@ -16,7 +16,6 @@ from lab.config import HIGHEST_INDEX, LabConfig
 from lab.packages import SEARCH_PATH
 from lab.processes import Process
 from lab.supervisor import KERNEL_SETTINGS
-from lab.tools import tools_folder
 
 FIXED_PLACES = (
     "/run/containerd",
@@ -38,8 +37,8 @@ _CGROUP_NAMES = ("kubepods", "nephoran-lab", "containerd", "cri-")
 class Snapshot:
     """Hold what is on the machine, kind by kind, as lines that a person can read.
 
-    Of processes only those are seen that could be a lab's: in namespaces of their own, in a cgroup of a lab or of
-    Kubernetes, or running one of the lab's programs. Everything else that comes and goes on a machine is not its matter.
+    Of processes only those are seen that could be the lab's: in namespaces of their own, in a cgroup of the lab or of
+    Kubernetes, or with the lab's folder on their command line. What else comes and goes on a machine is not its matter.
     """
 
     processes: frozenset[str]
@@ -57,7 +56,7 @@ class Snapshot:
     def take(cls, lab: LabConfig) -> Snapshot:
         """Look at the machine for what could be of this lab; other labs may run, start and stop beside."""
         others = [LabConfig("other", index) for index in range(1, HIGHEST_INDEX + 1) if index != lab.index]
-        processes = _processes({config.cgroup for config in others})
+        processes = _processes(lab, {config.cgroup for config in others})
         links = {config.link for config in others}
         foreign = {f"10.{200 + config.index}." for config in others}
         return cls(
@@ -92,9 +91,9 @@ class Snapshot:
         return {kind: lines for kind, lines in found.items() if lines}
 
 
-def _processes(other_cgroups: set[str]) -> dict[int, str]:
+def _processes(lab: LabConfig, other_cgroups: set[str]) -> dict[int, str]:
     own = {kind: os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("net", "mnt")}
-    programs = f"{tools_folder()}/"
+    supervisor, own_supervisor = " -m lab.supervisor ", f" -m lab.supervisor --name {lab.name} "
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -107,10 +106,12 @@ def _processes(other_cgroups: set[str]) -> dict[int, str]:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             if not command:
                 continue  # a thread of the kernel
+            if supervisor in f"{command} " and own_supervisor not in f"{command} ":
+                continue  # of another lab, in the moment before it joins its cgroup
             apart = any(os.stat(entry / "ns" / kind).st_ino != inode for kind, inode in own.items())
             grouped = any(part.startswith(_CGROUP_NAMES) for part in parts)
             process = Process.of(int(entry.name))
-            if process is not None and (apart or grouped or programs in command or "containerd-shim" in command):
+            if process is not None and (apart or grouped or f"{lab.home}/" in command):
                 found[process.pid] = f"{process.pid} started at {process.start_ticks}: {command[:200]}"
     return found
 

@@ -94,7 +94,9 @@ func lookUp(request *http.Request, weaviate *Upstream, keyFile string, seen chan
 	call := *weaviate
 	call.header = http.Header{"Authorization": {"Bearer " + strings.TrimSpace(string(key))}}
 	var object knowledgeObject
-	path := "/v1/objects/" + knowledgeClass + "/" + url.PathEscape(query.ObjectID)
+	// One replica, as Weaviate's searches read by default: a node that answers before it has its data is not covered up
+	// by the others.
+	path := "/v1/objects/" + knowledgeClass + "/" + url.PathEscape(query.ObjectID) + "?consistency_level=ONE"
 	if _, err := call.Call(request.Context(), http.MethodGet, path, nil, &object); err != nil {
 		return http.StatusBadGateway, processAnswer{ObjectID: query.ObjectID, Title: "weaviate: " + err.Error()}
 	}

@@ -159,7 +159,8 @@ def _prepare(config: LabConfig, cluster: Kubectl, shape: Variant, progress: Repo
 
 
 def _finish(config: LabConfig, cluster: Kubectl, shape: Variant, progress: ReportStage) -> None:
-    """Wait for the rollouts, fill Weaviate, apply the intents and wait for them."""
+    """Apply the intents, wait for the rollouts, fill Weaviate, and wait for the intents."""
+    _apply(cluster, _file("intents.yaml"))
     # kubectl watches, so each of these costs one connection; together they take as long as the slowest.
     with ThreadPoolExecutor() as pool:
         rollouts = {
@@ -173,7 +174,6 @@ def _finish(config: LabConfig, cluster: Kubectl, shape: Variant, progress: Repor
         for rollout in rollouts.values():
             rollout.result()
     progress("system: every component is ready")
-    _apply(cluster, _file("intents.yaml"))
     wanted = {_identity(intent) for intent in _file("intents.yaml") if intent["kind"] == "NetworkIntent"}
     wait_until(
         f"phase {INTENT_SUCCESS} of all NetworkIntents",

@@ -190,6 +190,9 @@ def _weaviate_environment(config: LabConfig, variant: Variant, *, stateful: bool
         "CLUSTER_DATA_BIND_PORT": "7001",
         "RAFT_JOIN": ",".join(f"weaviate-{ordinal}" for ordinal in range(replicas)),
         "RAFT_BOOTSTRAP_EXPECT": str(replicas),
+        # Between the word that it leaves and the end of its internal server. With the default of 0.2 s, busy peers still
+        # send it reads that then wait for a pod that is gone.
+        "RAFT_DRAIN_SLEEP": "2s",
         "PROMETHEUS_MONITORING_ENABLED": "true",
         "PROMETHEUS_MONITORING_PORT": str(WEAVIATE_METRICS_PORT),
         "DISABLE_TELEMETRY": "true",
@@ -198,7 +201,8 @@ def _weaviate_environment(config: LabConfig, variant: Variant, *, stateful: bool
         "GOMAXPROCS": "2",
     }
     if replicas > 1:
-        plain["CLUSTER_JOIN"] = f"weaviate-0.weaviate-headless.{SYSTEM_NAMESPACE}.svc.cluster.local:7000"
+        # The name of all nodes, not of the first: that one must find the others too when it comes back.
+        plain["CLUSTER_JOIN"] = f"weaviate-headless.{SYSTEM_NAMESPACE}.svc.cluster.local:7000"
     secret = {
         "AUTHENTICATION_APIKEY_ALLOWED_KEYS": (API_KEY_SECRET, "api-key"),
         "AWS_ACCESS_KEY_ID": (BACKUP_SECRET, "access-key"),

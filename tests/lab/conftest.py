@@ -57,13 +57,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """Return the lab of the tests with the system in it, up; taken down at the end unless it is to be kept."""
+    """Return the lab of the tests with the system in it, up; what was down before is down afterwards, unless kept."""
     config = LabConfig.named("test")
     cluster = Cluster(config, progress=Progress())
+    keep = os.environ.get("NEPHORAN_LAB_KEEP") == "1" or cluster.running()
     cluster.up(variant=VARIANT, with_extras=["metrics-server"])
     refuse_other_clusters(cluster)
     yield Lab(config, cluster)
-    if os.environ.get("NEPHORAN_LAB_KEEP") != "1":
+    if not keep:
         cluster.down()
 
 

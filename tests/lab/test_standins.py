@@ -124,7 +124,7 @@ def test_query_goes_through_the_whole_chain_once_and_with_the_key(start: Start, 
         "processor_version": "v1",
         "rag_version": "v2",
     }
-    assert weaviate.asked == [("/v1/objects/TelecomKnowledge/one", "Bearer first")]
+    assert weaviate.asked == [("/v1/objects/TelecomKnowledge/one?consistency_level=ONE", "Bearer first")]
 
 
 def test_same_query_is_asked_again_and_a_rotated_key_counts_at_once(start: Start, key_file: str) -> None:

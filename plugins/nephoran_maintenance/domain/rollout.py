@@ -95,7 +95,8 @@ def judge_rollout(
     :param progressed_at: when the fingerprint last changed.
     :param no_progress_limit: how long it may stand still.
     :param progress_deadline: how long it may stand still where the workload has no progress deadline of its own.
-    :param ordinal: of a StatefulSet, only this ordinal and those above it must be done; default: the partition.
+    :param ordinal: of a StatefulSet, this ordinal must be done, and those above it that its partition releases; default: all
+        that it releases.
     """
     look = _Look(workload, pods, events, now, since, progress_deadline, ordinal)
     fingerprint = look.fingerprint
@@ -152,12 +153,13 @@ class _Look:
         return seen >= int(self.workload["metadata"].get("generation") or 0)
 
     @cached_property
-    def ordinals(self) -> range:
-        """The ordinals of a StatefulSet that must be done."""
+    def ordinals(self) -> list[int]:
+        """The ordinals of a StatefulSet that must be done; what the partition holds back can't be."""
         first = int((self.spec.get("ordinals") or {}).get("start") or 0)
         rolling = (self.spec.get("updateStrategy") or {}).get("rollingUpdate") or {}
-        lowest = self._ordinal if self._ordinal is not None else first + int(rolling.get("partition") or 0)
-        return range(max(lowest, first), first + self.replicas)
+        released = first + int(rolling.get("partition") or 0)
+        lowest = released if self._ordinal is None else self._ordinal
+        return [o for o in range(first, first + self.replicas) if o == lowest or o >= max(lowest, released)]
 
     @cached_property
     def replicas(self) -> int:

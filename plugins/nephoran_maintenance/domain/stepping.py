@@ -2,13 +2,14 @@
 
 The caller looks, makes the move, waits and looks again, so a worker that dies between two moves loses nothing. A
 StatefulSet is stepped by its partition from the highest ordinal down, and the next ordinal is only opened when the
-caller has seen the one before it answer.
+caller has seen the one before it answer. On the way back the broken pod goes first: while it is broken, no other that
+answers may go away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 JsonObject = Mapping[str, Any]
@@ -21,7 +22,8 @@ class Move:
     ``patch``: put the intended template and strategy in place (a StatefulSet with its partition at ``partition``).
     ``open``: lower the partition to ``partition``, which releases the pod of that ordinal.
     ``replace``: delete ``pod``: it is broken, of an older revision, and its controller never would (kubernetes#67250).
-    ``wait``: wait until ``ordinal`` and all above it (None: the whole workload) run the intended template.
+    ``wait``: wait until ``ordinal`` and all that the partition releases above it (None: the whole workload) run the
+    intended template.
     ``settle``: every pod runs the intended template; put the intended strategy itself back, partition included.
     ``done``: nothing is left to do.
     """
@@ -49,27 +51,51 @@ def next_move(
     replicas = int(workload["spec"].get("replicas", 1))
     if not template_as_intended:
         return Move("patch", partition=replicas)
+    first = int((workload["spec"].get("ordinals") or {}).get("start") or 0)
     status = workload.get("status", {})
     if status.get("observedGeneration", 0) < workload["metadata"].get("generation", 0):
-        return Move("wait", ordinal=replicas)
+        return Move("wait", ordinal=first + replicas)
+    step = _step(pods, range(first, first + replicas), first + partition_of(workload), status)
+    if step is None:
+        return Move("done") if strategy_as_intended else Move("settle")
+    return replace(step, partition=step.ordinal - first) if step.action == "open" and step.ordinal is not None else step
+
+
+def _step(pods: Sequence[JsonObject], ordinals: range, released: int, status: JsonObject) -> Move | None:
+    """Return the next step of a StatefulSet whose template is as intended; None when every pod is.
+
+    On the way back to the revision that the workload came from, old pods that are not ready go first: they answer
+    nobody, and with ordered pods they hold up all others. Then new pods are waited for, then the highest old one goes.
+
+    :param released: the lowest ordinal that the partition lets the controller replace.
+    """
     revision = status.get("updateRevision")
-    partition = partition_of(workload)
+    # A pod below the partition that goes away comes back in the current revision. That is the new one only here.
+    returning = status.get("currentRevision") == revision
     by_ordinal = {ordinal_of(pod): pod for pod in pods}
-    for ordinal in reversed(range(replicas)):
+    old, away, starting = [], [], []
+    for ordinal in reversed(ordinals):
         pod = by_ordinal.get(ordinal)
-        if pod is None:
+        if pod is None or pod["metadata"].get("deletionTimestamp"):
+            away.append(ordinal)
+        elif pod["metadata"].get("labels", {}).get("controller-revision-hash") != revision:
+            old.append(ordinal)
+        elif not is_ready(pod):
+            starting.append(ordinal)
+    broken = [ordinal for ordinal in old if not is_ready(by_ordinal[ordinal])]
+    for ordinal in broken:
+        if returning:
+            return Move("replace", ordinal=ordinal, pod=by_ordinal[ordinal]["metadata"]["name"])
+    for ordinal in sorted([*starting, *away], reverse=True):
+        if ordinal in starting or ordinal >= released or returning:
             return Move("wait", ordinal=ordinal)
-        current = pod["metadata"].get("labels", {}).get("controller-revision-hash") == revision
-        if current and is_ready(pod):
-            continue
-        if current or pod["metadata"].get("deletionTimestamp"):
-            return Move("wait", ordinal=ordinal)
-        if partition > ordinal:
-            return Move("open", ordinal=ordinal, partition=ordinal)
-        if not is_ready(pod):
-            return Move("replace", ordinal=ordinal, pod=pod["metadata"]["name"])
+    for ordinal in sorted([*old, *away], reverse=True):
+        if ordinal < released:
+            return Move("open", ordinal=ordinal)
+        if ordinal in broken:
+            return Move("replace", ordinal=ordinal, pod=by_ordinal[ordinal]["metadata"]["name"])
         return Move("wait", ordinal=ordinal)
-    return Move("done") if strategy_as_intended else Move("settle")
+    return None
 
 
 def partition_of(workload: JsonObject) -> int:

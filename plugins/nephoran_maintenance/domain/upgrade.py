@@ -110,7 +110,8 @@ def requested_image(request: UpgradeRequest, component: Component, running_image
 def check_target(request: UpgradeRequest, component: Component, running: Running, target: Target) -> bool:
     """Refuse a target that this procedure must not go to; return whether there is anything to do.
 
-    :returns: False when every running pod already has the target's digest and the template names this very image.
+    :returns: False when every running pod already has the target's digest and the template names this image, by its
+        digest or by the same tag; then nothing is rolled only to write the digest into the template.
     :raises PermanentError: ``image-missing``, ``downgrade-refused``, ``weaviate-version-unknown``,
         ``weaviate-minor-refused``, ``weaviate-downgrade-refused``.
     """
@@ -132,8 +133,10 @@ def check_target(request: UpgradeRequest, component: Component, running: Running
             context={"component": component.name},
             hint="Set allow_downgrade if an older version is really meant.",
         )
-    pinned = reference.with_digest(target.digest)
-    return str(pinned) != running.image or any(digest != target.digest for digest in running.digests)
+    named = current.name == reference.name and (
+        current.digest == target.digest or (current.digest is None and current.tag == reference.tag)
+    )
+    return not named or any(digest != target.digest for digest in running.digests)
 
 
 def _check_weaviate(component: Component, running: Running, target: Target) -> None:

@@ -32,7 +32,7 @@ async def read_connection_async(connection_id: str) -> tuple[Connection, dict[st
     process on the loop's thread; while another trigger waits for that same channel Airflow 3.3.2 raises
     ``DeadlockImminentError``, which ends every trigger of the process.
 
-    :raises PermanentError: ``connection-missing``.
+    :raises PermanentError: ``connection-missing`` or ``connection-invalid``.
     """
     from airflow.sdk import BaseHook
     from airflow.sdk.exceptions import AirflowNotFoundException
@@ -43,8 +43,26 @@ async def read_connection_async(connection_id: str) -> tuple[Connection, dict[st
         raise _missing(connection_id) from error
     # A secrets backend that the triggerer reads by itself hands out the other Connection class, without this method.
     read_extra = getattr(connection, "aextra_dejson", None)
-    extra = await read_extra() if read_extra is not None else json.loads(connection.extra or "{}")
-    return connection, extra
+    return connection, await read_extra() if read_extra is not None else _parsed(connection_id, connection.extra)
+
+
+def _parsed(connection_id: str, extra: str | None) -> dict[str, Any]:
+    """Return the extra fields from their text.
+
+    :raises PermanentError: ``connection-invalid`` when it is not a JSON object.
+    """
+    try:
+        value = json.loads(extra or "{}")
+    except ValueError:
+        value = None
+    if isinstance(value, dict):
+        return value
+    raise PermanentError(
+        "connection-invalid",
+        f"the extra field of the connection {connection_id!r} is not a JSON object",
+        context={"connection": connection_id},
+        hint="Correct the connection's extra field.",
+    )
 
 
 def _missing(connection_id: str) -> PermanentError:

@@ -141,8 +141,7 @@ class RollingOperator(StepOperator):
 
         Weaviate says *ready* seconds before it can answer; a second replica that goes away in that time loses reads.
         """
-        from nephoran_maintenance.hooks.weaviate_api import WeaviateHook, missing_on
-        from nephoran_maintenance.triggers.condition import WeaviateNodeTrigger
+        from nephoran_maintenance.triggers.condition import WeaviateNodeTrigger, missing_on_pod
 
         known = self.profile.known_objects
         if self.described.policy != "weaviate" or above is None:
@@ -157,11 +156,11 @@ class RollingOperator(StepOperator):
             "object_id": known.id_of(0) if known else None,
             "healthy_nodes": int(workload["spec"].get("replicas", 1)),
         }
-        with cluster.port_forward(namespace, pod, port) as url:
-            try:
-                missing = missing_on(WeaviateHook(self.profile.connections.weaviate, base_url=url), **asked)
-            except TransientError as error:
-                missing = error.message
+        asked |= {"namespace": namespace, "pod": pod, "port": port}
+        try:
+            missing = missing_on_pod(cluster, self.profile.connections.weaviate, **asked)
+        except TransientError as error:
+            missing = error.message
         if not missing:
             return
         self.log.info("Pod %s is ready but %s", pod, missing)
@@ -169,9 +168,6 @@ class RollingOperator(StepOperator):
             trigger=WeaviateNodeTrigger(
                 connection_id=self.kubernetes_connection_id,
                 weaviate_connection_id=self.profile.connections.weaviate,
-                namespace=namespace,
-                pod=pod,
-                port=port,
                 deadline_at=(datetime.now(UTC) + self.profile.rollout.no_progress_limit).isoformat(),
                 **asked,
             ),

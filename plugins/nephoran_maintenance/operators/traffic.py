@@ -63,7 +63,10 @@ class MeasureTrafficOperator(StepOperator):
 
 
 class StopTrafficOperator(StepOperator):
-    """Tell the probe of this operation to stop. Safe to repeat: yes."""
+    """Tell the probe of this operation to stop, whatever happened before. Safe to repeat: yes."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(trigger_rule="all_done", **kwargs)
 
     def act(self, context: Context) -> str:
         journals = self.journals()

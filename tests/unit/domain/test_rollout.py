@@ -131,6 +131,8 @@ NEW, OLD = "weaviate-new", "weaviate-old"
         pytest.param((OLD, OLD, NEW), 1, 1, "progressing", id="the next ordinal is old"),
         pytest.param((OLD, OLD, NEW), None, 2, "complete", id="the partition says how far"),
         pytest.param((OLD, OLD, OLD), 3, 3, "complete", id="nothing is asked for"),
+        pytest.param((OLD, NEW, OLD), 1, 3, "complete", id="those above are held back by the partition"),
+        pytest.param((OLD, OLD, NEW), 1, 3, "progressing", id="the ordinal itself counts even when held back"),
         pytest.param((OLD, NEW), None, 0, "progressing", id="a pod is missing"),
     ],
 )

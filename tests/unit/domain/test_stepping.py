@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -98,100 +97,143 @@ def test_a_pod_on_its_way_out_is_not_ready() -> None:
     assert not is_ready(pod("a", ready=True, metadata={"deletionTimestamp": stamp(1)}))
 
 
-class Controller:
-    """A StatefulSet controller that is as slow as drawn: it does one thing whenever it gets a turn."""
+WAY_BACK = [
+    pytest.param(3, (NEW, OLD, OLD), (1,), Move("replace", 1, pod="weaviate-1"), id="the broken pod goes first"),
+    pytest.param(3, (NEW, NEW, OLD), (1,), Move("wait", 1), id="no other while its successor is not ready"),
+    pytest.param(3, (NEW, NEW, OLD), (), Move("open", 2, 2), id="then the others from the top"),
+    pytest.param(0, (NEW, OLD, OLD), (0,), Move("wait", 0), id="a pod that stayed and is not ready is waited for"),
+]
 
-    def __init__(self, revisions: list[str], ready: list[bool], partition: int) -> None:
-        self.workload = stateful_set(replicas=len(revisions), partition=partition)
-        self.revisions, self.ready = revisions, ready
+
+@pytest.mark.parametrize(("partition", "revisions", "unready", "expected"), WAY_BACK)
+def test_on_the_way_back_no_pod_that_answers_goes_while_another_is_broken(
+    partition: int, revisions: tuple[str, ...], unready: tuple[int, ...], expected: Move
+) -> None:
+    workload = stateful_set(partition=partition, status={"currentRevision": NEW})
+    assert move(workload, replicas(*revisions, unready=unready), strategy=False) == expected
+
+
+def test_on_the_way_back_a_pod_below_the_partition_that_is_away_is_waited_for() -> None:
+    workload = stateful_set(partition=3, status={"currentRevision": NEW})
+    assert move(workload, replicas(NEW, OLD, OLD)[1:], strategy=False) == Move("wait", 0)
+
+
+def test_on_the_way_forward_an_old_pod_that_is_unready_for_a_moment_releases_nothing() -> None:
+    workload = stateful_set(partition=2)
+    assert move(workload, replicas(OLD, OLD, NEW, unready=(0, 2)), strategy=False) == Move("wait", 2)
+
+
+def test_on_the_way_forward_a_pod_below_the_partition_that_is_away_is_opened_in_its_turn() -> None:
+    assert move(stateful_set(partition=2), replicas(OLD, OLD, NEW)[1:], strategy=False) == Move("open", 1, 1)
+    assert move(stateful_set(partition=1), replicas(OLD, NEW, NEW)[1:], strategy=False) == Move("open", 0, 0)
+
+
+def test_ordinals_may_start_above_zero() -> None:
+    workload = stateful_set(replicas=2, partition=2, spec={"ordinals": {"start": 5}})
+    pods = [pod(f"weaviate-{n}", revision=OLD, label="controller-revision-hash", ready=True) for n in (5, 6)]
+    assert move(workload, pods, strategy=False) == Move("open", 6, 1)
+    assert move(workload, pods, template=False) == Move("patch", partition=2)
+
+
+class Controller:
+    """A StatefulSet controller with ordered pods that does one thing whenever it gets a turn."""
+
+    def __init__(self, revisions: list[str], ready: list[bool], partition: int, *, current: str) -> None:
+        self.generation = self.observed = 1
+        self.revisions, self.ready, self.partition, self.current = revisions, ready, partition, current
         self.least_ready = sum(ready)
 
+    def workload(self) -> dict[str, Any]:
+        return {
+            "kind": "StatefulSet",
+            "metadata": {"generation": self.generation},
+            "spec": {"replicas": len(self.ready), "updateStrategy": {"rollingUpdate": {"partition": self.partition}}},
+            "status": {"observedGeneration": self.observed, "currentRevision": self.current, "updateRevision": NEW},
+        }
+
     def pods(self) -> list[dict[str, Any]]:
-        unready = tuple(n for n, ready in enumerate(self.ready) if not ready)
-        return replicas(*self.revisions, unready=unready)
+        return [
+            {
+                "metadata": {"name": f"weaviate-{n}", "labels": {"controller-revision-hash": revision}},
+                "status": {"conditions": [{"type": "Ready", "status": str(ready)}]},
+            }
+            for n, (revision, ready) in enumerate(zip(self.revisions, self.ready, strict=True))
+        ]
 
     def turn(self) -> None:
-        """Make the lowest unready pod ready, else replace the highest old pod that the partition allows."""
-        status = self.workload["status"]
-        if status["observedGeneration"] < self.workload["metadata"]["generation"]:
-            status["observedGeneration"] = self.workload["metadata"]["generation"]
-            return
-        for n in range(len(self.ready)):
-            if not self.ready[n]:
-                self.ready[n] = self.revisions[n] == NEW or self.ready[n]
-                if self.ready[n]:
-                    return
-        if not all(self.ready):
-            return  # an old broken pod holds OrderedReady up, kubernetes#67250
-        for n in reversed(range(partition_of(self.workload), len(self.ready))):
-            if self.revisions[n] != NEW:
-                self.revisions[n], self.ready[n] = NEW, False
-                self.least_ready = min(self.least_ready, sum(self.ready))
+        """Let one new pod become ready, else replace the highest old pod that the partition allows."""
+        self.observed = self.generation
+        for n, revision in enumerate(self.revisions):
+            if revision == NEW and not self.ready[n]:
+                self.ready[n] = True
                 return
+        if not all(self.ready):
+            return  # a broken pod holds ordered pods up, kubernetes#67250
+        for n in reversed(range(self.partition, len(self.ready))):
+            if self.revisions[n] != NEW:
+                self.take_away(n)
+                return
+
+    def take_away(self, n: int) -> None:
+        self.revisions[n], self.ready[n] = NEW if n >= self.partition else self.current, False
+        self.least_ready = min(self.least_ready, sum(self.ready))
 
     def make(self, made: Move) -> None:
         if made.action == "replace":
             assert made.ordinal is not None
-            self.revisions[made.ordinal], self.ready[made.ordinal] = NEW, False
+            assert not self.ready[made.ordinal], "a pod that answers was deleted"
+            self.take_away(made.ordinal)
             return
         partition = 0 if made.action == "settle" else made.partition
         assert partition is not None
-        self.workload["spec"]["updateStrategy"]["rollingUpdate"]["partition"] = partition
-        self.workload["metadata"]["generation"] += 1
+        self.partition, self.generation = partition, self.generation + 1
 
-
-@given(
-    st.lists(st.tuples(st.sampled_from([OLD, NEW]), st.booleans()), min_size=1, max_size=4),
-    st.integers(0, 4),
-    st.lists(st.booleans(), max_size=20),
-)
-def test_always_arrives_from_wherever_a_dead_run_has_left_it(
-    drawn: list[tuple[str, bool]], partition: int, turns: list[bool]
-) -> None:
-    controller = Controller([revision for revision, _ in drawn], [ready for _, ready in drawn], partition)
-    template_as_intended = False
-    schedule = iter([*turns, *[True] * 200])
-    for _ in range(200):
-        strategy = partition_of(controller.workload) == 0
-        made = next_move(
-            copy.deepcopy(controller.workload),
-            controller.pods(),
-            template_as_intended=template_as_intended,
-            strategy_as_intended=strategy,
-        )
-        if made.action == "done":
-            break
-        if made.action == "patch":
-            template_as_intended = True
-        if made.action != "wait":
-            controller.make(made)
-        if next(schedule):
-            controller.turn()
-    else:
+    def run(self, turns: list[bool]) -> None:
+        """Move until it is done; the controller gets its turns where ``turns`` says so, and always later on."""
+        patched = False
+        for look in range(100):
+            made = next_move(
+                self.workload(), self.pods(), template_as_intended=patched, strategy_as_intended=self.partition == 0
+            )
+            if made.action == "done":
+                return
+            patched = True
+            if made.action != "wait":
+                self.make(made)
+            if look >= len(turns) or turns[look]:
+                self.turn()
         pytest.fail("never done")
+
+
+schedules = st.lists(st.booleans(), max_size=12)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=4), st.integers(0, 4), schedules)
+def test_the_way_forward_always_arrives_from_wherever_a_dead_run_has_left_it(
+    drawn: list[tuple[bool, bool]], partition: int, turns: list[bool]
+) -> None:
+    revisions = [NEW if new else OLD for new, _ in drawn]
+    controller = Controller(revisions, [ready or not new for new, ready in drawn], partition, current=OLD)
+    controller.run(turns)
     assert controller.revisions == [NEW] * len(drawn)
     assert all(controller.ready)
-    assert partition_of(controller.workload) == 0
 
 
-@given(st.integers(2, 5), st.lists(st.booleans(), max_size=30))
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=4), st.integers(0, 4), schedules)
+def test_the_way_back_always_arrives_whatever_is_broken(
+    drawn: list[tuple[bool, bool]], partition: int, turns: list[bool]
+) -> None:
+    revisions = [NEW if new else OLD for new, _ in drawn]
+    controller = Controller(revisions, [ready for _, ready in drawn], partition, current=NEW)
+    least = controller.least_ready
+    controller.run(turns)
+    assert controller.revisions == [NEW] * len(drawn)
+    assert all(controller.ready)
+    assert controller.least_ready >= min(least, len(drawn) - 1), "a pod that answers went while another was broken"
+
+
+@given(st.integers(2, 5), schedules)
 def test_never_has_more_than_one_pod_away(count: int, turns: list[bool]) -> None:
-    controller = Controller([OLD] * count, [True] * count, 0)
-    schedule = iter([*turns, *[True] * 200])
-    template_as_intended = False
-    for _ in range(200):
-        strategy = partition_of(controller.workload) == 0
-        made = next_move(
-            controller.workload,
-            controller.pods(),
-            template_as_intended=template_as_intended,
-            strategy_as_intended=strategy,
-        )
-        if made.action == "done":
-            break
-        template_as_intended = True
-        if made.action != "wait":
-            controller.make(made)
-        if template_as_intended and next(schedule):
-            controller.turn()
-    assert controller.least_ready >= count - 1
+    controller = Controller([OLD] * count, [True] * count, 0, current=OLD)
+    controller.run(turns)
+    assert controller.least_ready == count - 1

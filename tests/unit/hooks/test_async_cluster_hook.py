@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,10 +132,29 @@ async def test_the_client_libraries_are_imported_beside_the_loop(
 
 
 async def test_a_token_in_json_text_is_used(cluster_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    import json
-
     extra = {"kube_config": json.dumps(kube_config(cluster_server.url, "another-token"))}
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_TEST", connection_json(conn_type="kubernetes", extra=extra))
     async with AsyncClusterHook("kubernetes_test") as cluster:
         await cluster.find("Pod", "p", "ns")
     assert cluster_server.received[0].headers["authorization"] == "Bearer another-token"
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["right", "not-json"])
+async def test_takes_the_connection_class_of_a_secrets_backend(
+    cluster_server: Server, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    """A backend that the triggerer reads by itself hands out a class without the asynchronous methods."""
+    from airflow.sdk import BaseHook
+
+    extra = "{" if broken else json.dumps({"kube_config": kube_config(cluster_server.url)})
+
+    async def aget_connection(connection_id: str) -> Any:
+        return SimpleNamespace(conn_id=connection_id, extra=extra, password=None)
+
+    monkeypatch.setattr(BaseHook, "aget_connection", aget_connection)
+    if broken:
+        with pytest.raises(PermanentError, match="is not a JSON object"):
+            await AsyncClusterHook("kubernetes_test").__aenter__()
+        return
+    async with AsyncClusterHook("kubernetes_test") as cluster:
+        assert await cluster.find("Pod", "p", "ns") is None

@@ -1,0 +1,186 @@
+"""The journal: what it says about the way back, and that it survives the ConfigMap unchanged."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime, timedelta, timezone
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nephoran_maintenance.domain.journal import (
+    BEGUN,
+    Journal,
+    JournalEntry,
+    Step,
+    Workload,
+    from_config_map,
+    operation_id,
+    to_config_map,
+)
+from nephoran_maintenance.errors import UnknownStateError
+from tests.unit.domain.kubernetes_objects import at
+
+
+def entry(component: str, kind: Any = "image", step: Step = "planned", **more: Any) -> JournalEntry:
+    workload = Workload(kind="Deployment", namespace="nephoran-system", name=component)
+    before = {"template": {"spec": {"image": "v1"}}, "strategy": {}}
+    return JournalEntry(
+        component=component, kind=kind, workload=workload, before=before, intended={"template": {}}, step=step, **more
+    )
+
+
+def journal(*entries: JournalEntry, **changes: Any) -> Journal:
+    fields: dict[str, Any] = {
+        "operation_id": "rolling-upgrade-20261123t100000-abcdef",
+        "procedure": "rolling_upgrade",
+        "run_id": "manual__2026",
+        "system": "nephoran",
+        "plan_hash": "0" * 64,
+        "started_at": at(0),
+    }
+    return Journal(**{**fields, **changes}, entries=entries)
+
+
+@pytest.mark.parametrize("step", get_args(Step))
+def test_a_rollback_concerns_what_was_begun_and_nothing_else(step: Step) -> None:
+    concerned = journal(entry("a", step=step)).to_roll_back()
+    assert concerned == (["a"] if step in ("intended", "applied", "verified", "rolling-back") else [])
+    assert (step in BEGUN) == bool(concerned)
+
+
+def test_goes_back_in_reverse_order_and_each_component_once() -> None:
+    entries = [
+        entry("weaviate", step="verified"),
+        entry("rag-api", "policy", "verified"),
+        entry("rag-api", "image", "applied"),
+        entry("llm-processor"),
+    ]
+    assert journal(*entries).begun() == ["weaviate", "rag-api"]
+    assert journal(*entries).to_roll_back() == ["rag-api", "weaviate"]
+
+
+def test_what_is_rolled_back_is_not_rolled_back_again() -> None:
+    assert journal(entry("a", step="rolled-back"), entry("b", step="verified")).to_roll_back() == ["b"]
+
+
+def test_is_complete_when_every_change_is_verified() -> None:
+    assert journal(entry("a", step="verified")).complete()
+    assert not journal(entry("a", step="verified"), entry("b", step="applied")).complete()
+
+
+def test_moves_one_change_and_remembers_when_a_step_was_first_reached() -> None:
+    start = journal(entry("a", "policy"), entry("a", "image"))
+    moved = start.moved("a", "policy", "intended", at(1)).moved("a", "policy", "intended", at(9))
+    policy, image = moved.entries
+    assert (policy.step, policy.at) == ("intended", {"intended": at(1)})
+    assert image == start.entries[1]
+    assert start.entries[0].step == "planned"
+
+
+def test_moves_all_begun_changes_of_a_component_and_no_other() -> None:
+    start = journal(entry("a", "policy", "verified"), entry("a", "image"), entry("b", step="verified"))
+    steps = [found.step for found in start.moved("a", None, "rolling-back", at(5)).entries]
+    assert steps == ["rolling-back", "planned", "verified"]
+
+
+def test_measures_a_change_from_its_intent_to_its_verification() -> None:
+    done = journal(entry("a")).moved("a", "image", "intended", at(1)).moved("a", "image", "verified", at(31.5))
+    assert done.entries[0].seconds() == 30.5
+    assert entry("a").seconds() is None
+    assert entry("a", at={"intended": at(1)}).seconds() is None
+
+
+def test_finds_the_entry_of_a_change() -> None:
+    found = journal(entry("a", "policy"), entry("a", "image"))
+    assert found.entry("a", "image") is found.entries[1]
+    assert found.entry("b", "image") is None
+    assert found.entries_of("a") == list(found.entries)
+
+
+def test_closes_once() -> None:
+    closed = journal().closed("succeeded", at(5))
+    assert (closed.state, closed.outcome, closed.closed_at) == ("closed", "succeeded", at(5))
+    assert closed.closed("rolled-back", at(9)) == closed
+
+
+steps = st.sampled_from(get_args(Step))
+moments = st.integers(-(10**8), 10**8).map(at)
+entries = st.builds(
+    entry,
+    st.sampled_from(["weaviate", "rag-api"]),
+    st.sampled_from(["policy", "image"]),
+    steps,
+    digest=st.none() | st.just("sha256:" + "0" * 64),
+    at=st.dictionaries(steps, moments, max_size=3),
+)
+
+
+@given(st.lists(entries, max_size=12), st.none() | st.integers(0, 9), moments)
+def test_survives_the_config_map(drawn: list[JournalEntry], token: int | None, started_at: datetime) -> None:
+    written = journal(*drawn, fencing_token=token, started_at=started_at)
+    config_map = json.loads(json.dumps(to_config_map(written, "nephoran-maintenance")))
+    assert from_config_map(config_map) == written
+
+
+def test_the_config_map_can_be_found_and_read_by_people() -> None:
+    config_map = to_config_map(journal(entry("a", step="applied")), "nephoran-maintenance")
+    metadata = config_map["metadata"]
+    assert metadata["name"] == "rolling-upgrade-20261123t100000-abcdef"
+    assert metadata["namespace"] == "nephoran-maintenance"
+    assert metadata["labels"]["maintenance.nephoran.com/record"] == "journal"
+    assert metadata["labels"]["maintenance.nephoran.com/state"] == "open"
+    assert config_map["data"]["progress"] == "a image: applied"
+    assert all(isinstance(value, str) for value in config_map["data"].values())
+
+
+DAMAGES = [
+    pytest.param(lambda data: data.pop("journal.json"), id="no head"),
+    pytest.param(lambda data: data.update({"journal.json": "{"}), id="no JSON"),
+    pytest.param(lambda data: data.update({"entry-00.json": "{}"}), id="an entry without fields"),
+    pytest.param(
+        lambda data: data.update(
+            {"journal.json": data["journal.json"].replace('"schema_version": 1', '"schema_version": 2')}
+        ),
+        id="another schema",
+    ),
+    pytest.param(
+        lambda data: data.update({"journal.json": data["journal.json"].replace('"open"', '"half"')}), id="unknown state"
+    ),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_journal_stops_everything(damage: Any) -> None:
+    config_map = to_config_map(journal(entry("a")), "nephoran-maintenance")
+    damage(config_map["data"])
+    with pytest.raises(UnknownStateError) as caught:
+        from_config_map(config_map)
+    assert caught.value.reference == "journal-unreadable"
+    assert "rolling-upgrade-20261123t100000-abcdef" in caught.value.message
+
+
+def test_an_empty_config_map_is_no_journal() -> None:
+    with pytest.raises(UnknownStateError):
+        from_config_map({"metadata": {"name": "x"}})
+
+
+# --------------------------------------------------------------------------------------------------------- operation id
+
+
+def test_an_operation_id_says_what_and_when() -> None:
+    local = at(0).astimezone(timezone(timedelta(hours=-5)))
+    found = operation_id("rolling_upgrade", local, "manual__1")
+    assert found.startswith("rolling-upgrade-20261123t100000-")
+    assert found == operation_id("rolling_upgrade", at(0), "manual__1")
+    assert found != operation_id("rolling_upgrade", at(0), "manual__2")
+
+
+@given(st.from_regex(r"[a-z][a-z0-9_]{0,80}", fullmatch=True), moments, st.text(min_size=1))
+def test_an_operation_id_is_a_valid_name_of_at_most_52_characters(procedure: str, when: datetime, run: str) -> None:
+    found = operation_id(procedure, when, run)
+    assert len(found) <= 52
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", found)
