@@ -30,6 +30,7 @@
 from __future__ import annotations
 
 from airflow.sdk import Param, dag
+
 from nephoran_maintenance.groups.preflight import preflight as preflight_group
 from nephoran_maintenance.operators.admission import CheckRequestOperator
 from nephoran_maintenance.operators.report import ReportOperator, VerifyOutcomeOperator

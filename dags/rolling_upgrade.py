@@ -43,6 +43,7 @@ rolled back. Do not mark the *run* as failed: that skips the rollback.
 from __future__ import annotations
 
 from airflow.sdk import Param, TaskGroup, chain, dag
+
 from nephoran_maintenance.domain.order import in_order
 from nephoran_maintenance.groups.component_upgrade import component_upgrade
 from nephoran_maintenance.groups.functional_test import functional_test
@@ -130,9 +131,7 @@ def rolling_upgrade() -> None:
     check_request = CheckRequestOperator(task_id="check_request", kubernetes_connection_id=CONNECTION)
     ready = preflight(kubernetes_connection_id=CONNECTION)
     plan_changes = PlanUpgradeOperator(task_id="plan_changes", kubernetes_connection_id=CONNECTION)
-    record_before_state = RecordBeforeStateOperator(
-        task_id="record_before_state", kubernetes_connection_id=CONNECTION
-    )
+    record_before_state = RecordBeforeStateOperator(task_id="record_before_state", kubernetes_connection_id=CONNECTION)
     measure_traffic = MeasureTrafficOperator(task_id="measure_traffic", kubernetes_connection_id=CONNECTION)
     with TaskGroup("components", tooltip="One after the other, in the profile's order") as components:
         chain(*[component_upgrade(c, kubernetes_connection_id=CONNECTION) for c in IN_ORDER])

@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--with", dest="extras", action="append", default=[], choices=EXTRAS, help="an optional service")
     up.add_argument("--empty", action="store_true", help="only the cluster and its services, without the system")
     commands.add_parser("down", parents=[common], help="take it down; nothing stays but logs and secrets")
-    commands.add_parser("reset", parents=[common, starting], help="take it down, forget logs and secrets, bring it up")
+    commands.add_parser("reset", parents=[common, starting], help="take it down and bring a new one up")
     status = commands.add_parser("status", parents=[common], help="show processes and addresses; ends with 1 if not up")
     status.add_argument("--json", action="store_true")
     logs = commands.add_parser("logs", parents=[common], help="show the end of the logs of all processes or one")

@@ -27,8 +27,9 @@ from lab.processes import Process, SupervisorClient, read_record, wait_gone
 from lab.tools import ensure_tools, tools_folder
 from lab.waiting import accepts_connections, http_status, wait_until
 
-API_LIMIT = timedelta(seconds=60)
-NODE_LIMIT = timedelta(seconds=60)
+API_LIMIT = timedelta(seconds=120)
+NODE_LIMIT = timedelta(seconds=120)
+RECOVERY_LIMIT = timedelta(seconds=30)
 SUPERVISOR_LIMIT = timedelta(seconds=20)
 END_LIMIT = timedelta(seconds=20)
 
@@ -50,6 +51,7 @@ STARTED_MARK = "started"
 """File in the state folder that is there once the empty lab was up completely."""
 
 CLUSTER_TOOLS = ("kubernetes", "coredns", "etcd", "versitygw")
+SYSTEM_TOOLS = ("weaviate",)
 
 
 class Cluster:
@@ -81,10 +83,11 @@ class Cluster:
             raise LabError(f"There is no extra {', '.join(sorted(unknown))}.", hint=f"Choose from {', '.join(EXTRAS)}.")
         refuse_unfit_machine()
         with self._alone():
-            packages.ensure_packages(self._progress, self.config.logs / "apt.log")
-            tools = ensure_tools(self._progress, [*CLUSTER_TOOLS, *with_extras])
+            packages.ensure_packages(self._progress, self.config.home / "apt.log")
+            # All builds before anything runs that would compete with them.
+            tools = ensure_tools(self._progress, [*CLUSTER_TOOLS, *with_extras, *(SYSTEM_TOOLS if with_system else ())])
             self._refuse_foreign_lab()
-            if self.running():
+            if self._running_or_recovering():
                 self._progress(f"lab {self.config.name} is up already")
                 self._resume_services()
             else:
@@ -114,9 +117,8 @@ class Cluster:
             self._progress(f"lab {self.config.name} is down")
 
     def reset(self, *, variant: str = "standard") -> None:
-        """Take the lab down, forget its logs and secrets too, and bring a new one up."""
+        """Take the lab down and bring a new one up, with the same secrets and everything else new."""
         self.down()
-        shutil.rmtree(self.config.home, ignore_errors=True)
         self.up(variant=variant)
 
     def running(self) -> bool:
@@ -125,6 +127,15 @@ class Cluster:
             return False
         listed = self.supervisor.listed()
         return all(listed.get(name, {}).get("running") for name in CLUSTER_PROCESSES) and self._api_ready()
+
+    def _running_or_recovering(self) -> bool:
+        """Give a lab that is only slow, or restarting a process, its time: to take it for broken would cost its data."""
+        if self.supervisor.process() is None or not (self.config.state / STARTED_MARK).exists():
+            return False
+        with contextlib.suppress(LabError):
+            wait_until("the lab", self.running, limit=RECOVERY_LIMIT)
+            return True
+        return False
 
     def status(self) -> dict[str, Any]:
         """Return ``{name, index, state, processes, node, addresses}``; ``state`` is up, partly or down."""

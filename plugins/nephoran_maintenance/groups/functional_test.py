@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import TaskGroup, TriggerRule
+
 from nephoran_maintenance.domain.step_ids import FUNCTIONAL_TEST_GROUP
 from nephoran_maintenance.operators.functional_test import (
     ApplyTestIntentsOperator,
     DeleteTestIntentsOperator,
     WaitForTestIntentsOperator,
 )
+
+DEFAULTS: dict[str, Any] = {"retry_delay": timedelta(seconds=2)}
 
 
 def functional_test(*, kubernetes_connection_id: str) -> TaskGroup:
@@ -19,7 +23,7 @@ def functional_test(*, kubernetes_connection_id: str) -> TaskGroup:
         FUNCTIONAL_TEST_GROUP,
         group_display_name="Functional test",
         tooltip="A NetworkIntent per served API group, always deleted again",
-        default_args={"retry_delay": timedelta(seconds=2)},
+        default_args=DEFAULTS,  # type: ignore[arg-type]  # an unbound type variable in Airflow 3.3.2
     ) as group:
         apply = ApplyTestIntentsOperator(
             task_id="apply_test_intents",

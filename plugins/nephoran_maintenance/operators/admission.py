@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from nephoran_maintenance.domain.intents import served_kinds
 from nephoran_maintenance.domain.preflight import check_permissions
 from nephoran_maintenance.domain.upgrade import (
@@ -14,7 +16,6 @@ from nephoran_maintenance.domain.upgrade import (
 )
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import StepOperator
-from pydantic import ValidationError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
+
 from nephoran_maintenance.airflow_edge import airflow_errors
 from nephoran_maintenance.domain.journal import Journal, operation_id
 from nephoran_maintenance.domain.order import in_order
@@ -16,6 +17,7 @@ from nephoran_maintenance.profile import SystemProfile, load_profile
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
     from nephoran_maintenance.hooks.cluster import ClusterHook
     from nephoran_maintenance.hooks.journal_store import JournalStore
 
@@ -78,7 +80,9 @@ class StepOperator(BaseOperator):
         return JournalStore(cluster or self.cluster(), self.profile.namespaces.maintenance)
 
 
-def finish_change_step(context: Context, journal: Journal, profile: SystemProfile, step_id: str | None, result: Any) -> Any:
+def finish_change_step(
+    context: Context, journal: Journal, profile: SystemProfile, step_id: str | None, result: Any
+) -> Any:
     """Return a step's result, after skipping the change steps right behind it that the plan does not need."""
     chain = [step for component in in_order(profile.components) for step in change_step_ids(component.name)]
     needed = {step for entry in journal.entries for step in change_step_ids(entry.component, entry.kind)}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Findings = list[Finding]
 
 
-def check_pods(step: CheckOperator, context: Context) -> Findings:
+def check_pods(step: CheckOperator, _: Context) -> Findings:
     pods = step.cluster().list("Pod", step.profile.namespaces.system)
     return preflight.check_pods(pods, datetime.now(UTC))
 
@@ -40,13 +40,13 @@ def check_capacity(step: CheckOperator, context: Context) -> Findings:
     return findings + preflight.check_volumes(cluster.list("PersistentVolumeClaim", system), usage)
 
 
-def check_disruption(step: CheckOperator, context: Context) -> Findings:
+def check_disruption(step: CheckOperator, _: Context) -> Findings:
     cluster, system = step.cluster(), step.profile.namespaces.system
     findings = preflight.check_disruption_budgets(cluster.list("PodDisruptionBudget", system), drains=False)
     return findings + preflight.check_autoscalers(cluster.list("HorizontalPodAutoscaler", system))
 
 
-def check_dependencies(step: CheckOperator, context: Context) -> Findings:
+def check_dependencies(step: CheckOperator, _: Context) -> Findings:
     from nephoran_maintenance.hooks.http_api import send
     from nephoran_maintenance.hooks.weaviate_api import WeaviateHook
 
@@ -72,10 +72,16 @@ def check_dependencies(step: CheckOperator, context: Context) -> Findings:
                 weaviate = WeaviateHook(step.profile.connections.weaviate, base_url=url)
                 known = step.profile.known_objects
                 found = weaviate.get_object(known.collection, known.id_of(0)) if known else weaviate.schema()
-                observed_text = f"version {weaviate.version()}, {'answers an authenticated query' if found else 'no object'}"
+                observed_text = (
+                    f"version {weaviate.version()}, {'answers an authenticated query' if found else 'no object'}"
+                )
             findings.append(
                 preflight.check_dependency(
-                    "weaviate", observed_text, bool(found), "an answer to an authenticated query", f"pod {namespace}/{name}"
+                    "weaviate",
+                    observed_text,
+                    bool(found),
+                    "an answer to an authenticated query",
+                    f"pod {namespace}/{name}",
                 )
             )
     return findings
@@ -106,7 +112,7 @@ def check_permissions(step: CheckOperator, context: Context) -> Findings:
     return preflight.check_permissions(accesses, cluster.can_i(accesses), cluster.who_am_i())
 
 
-def check_backup(step: CheckOperator, context: Context) -> Findings:
+def check_backup(_step: CheckOperator, _: Context) -> Findings:
     return [preflight.check_backup_age()]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from nephoran_maintenance.operators.base import StepOperator, operation_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
     from nephoran_maintenance.hooks.cluster import ClusterHook
 
 DELETION_LIMIT = timedelta(seconds=120)
@@ -30,6 +30,13 @@ class IntentOperator(StepOperator):
             kind.reference(body["metadata"]["namespace"], body["metadata"]["name"])
             for kind, body in self.references(context, cluster)
         ]
+
+    @staticmethod
+    def find(cluster: ClusterHook, address: dict[str, str]) -> dict[str, Any] | None:
+        from nephoran_maintenance.hooks.kubernetes_rest import Resource
+
+        resource = Resource(address["group"], address["version"], address["plural"])
+        return cluster.find(resource, address["name"], address["namespace"])
 
 
 class ApplyTestIntentsOperator(IntentOperator):
@@ -63,16 +70,11 @@ class WaitForTestIntentsOperator(IntentOperator):
     """
 
     def act(self, context: Context) -> list[dict[str, Any]]:
-        from nephoran_maintenance.hooks.kubernetes_rest import Resource
         from nephoran_maintenance.triggers.condition import IntentTrigger
 
         intents, cluster = self.profile.intents, self.cluster()
         addresses = self.addresses(context, cluster)
-        seen = []
-        for address in addresses:
-            resource = Resource(address["group"], address["version"], address["plural"])
-            found = cluster.find(resource, address["name"], address["namespace"])
-            seen.append({**address, "phase": phase_of(found or {})})
+        seen = [{**address, "phase": phase_of(self.find(cluster, address) or {})} for address in addresses]
         if all(phase_verdict(item["phase"], intents) == "success" for item in seen):
             return self.rows(seen, 0.0)
         limit = timedelta(seconds=intents.test_timeout_seconds)
@@ -122,18 +124,12 @@ class DeleteTestIntentsOperator(IntentOperator):
 
         cluster = self.cluster()
         addresses = self.addresses(context, cluster)
-        left = []
         for address in addresses:
             resource = Resource(address["group"], address["version"], address["plural"])
             cluster.delete(resource, address["name"], address["namespace"])
-        end = time.monotonic() + 2.0
-        while True:  # a healthy operator needs a second or so: not worth a trip to the triggerer
-            left = [a for a in addresses if cluster.find(Resource(a["group"], a["version"], a["plural"]), a["name"], a["namespace"])]
-            if not left:
-                return len(addresses)
-            if time.monotonic() >= end:
-                break
-            time.sleep(0.2)
+        left = [address for address in addresses if self.find(cluster, address) is not None]
+        if not left:
+            return len(addresses)
         self.defer(
             trigger=AbsenceTrigger(
                 connection_id=self.kubernetes_connection_id,

@@ -54,7 +54,7 @@ def running_digests(pods: Sequence[Mapping[str, Any]], container: str) -> dict[s
         if pod["metadata"].get("deletionTimestamp"):
             continue
         statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-        status = next((s for s in statuses if s["name"] == container), {})
+        status: Mapping[str, Any] = next((s for s in statuses if s["name"] == container), {})
         digests[pod["metadata"]["name"]] = digest_of_image_id(str(status.get("imageID", "")))
     return digests
 
@@ -83,7 +83,11 @@ def health_endpoint(workload: Mapping[str, Any], component: Component, container
 
 
 def check_health(
-    cluster: ClusterHook, workload: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], component: Component, container: str
+    cluster: ClusterHook,
+    workload: Mapping[str, Any],
+    pods: Sequence[Mapping[str, Any]],
+    component: Component,
+    container: str,
 ) -> dict[str, Any]:
     """Ask every pod for its health through the API server, and that nothing restarted since it became ready.
 

@@ -6,9 +6,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import DownstreamTasksSkipped
+
 from nephoran_maintenance.domain.images import ImageReference
 from nephoran_maintenance.domain.patches import policy_patch, record_before, same_spec, with_image
 from nephoran_maintenance.domain.plan import Change, Plan, difference, plan_hash
+from nephoran_maintenance.domain.step_ids import REPORTING_STEPS
 from nephoran_maintenance.domain.upgrade import (
     WEAVIATE_POLICY,
     Running,
@@ -19,13 +21,13 @@ from nephoran_maintenance.domain.upgrade import (
     requested_image,
     version_of_image,
 )
-from nephoran_maintenance.domain.step_ids import REPORTING_STEPS
 from nephoran_maintenance.operators.admission import request_of
 from nephoran_maintenance.operators.base import StepOperator
 from nephoran_maintenance.operators.live import container_name, running_digests
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
     from nephoran_maintenance.hooks.cluster import ClusterHook
     from nephoran_maintenance.hooks.image_registry import ImageRegistryHook
     from nephoran_maintenance.profile import Component
@@ -77,10 +79,14 @@ class PlanUpgradeOperator(StepOperator):
         running, target = self.look(cluster, registry, workload, component, container, reference)
         if not check_target(request, component, running, target):
             return [], f"{component.name}: {reference} ({target.digest}) already runs; nothing to do"
-        about = {"kind": workload["kind"], "namespace": workload["metadata"]["namespace"], "name": workload["metadata"]["name"]}
+        about = {
+            "kind": workload["kind"],
+            "namespace": workload["metadata"]["namespace"],
+            "name": workload["metadata"]["name"],
+        }
         changes: list[Change] = []
         patch = policy_patch(workload, container, profile.policy_of(component))
-        with_policy = self.dry_run(cluster, workload, patch)
+        with_policy = self.as_stored(cluster, workload, patch)
         state = before
         if not same_spec(with_policy, before):
             after = record_before(with_policy, container)
@@ -96,7 +102,7 @@ class PlanUpgradeOperator(StepOperator):
             )
             state = after
         pinned = str(reference.with_digest(target.digest or ""))
-        after = record_before(self.dry_run(cluster, workload, with_image(patch, pinned)), container)
+        after = record_before(self.as_stored(cluster, workload, with_image(patch, pinned)), container)
         if after["template"] != state["template"]:
             changes.append(
                 Change(
@@ -139,7 +145,7 @@ class PlanUpgradeOperator(StepOperator):
             ),
         )
 
-    def dry_run(self, cluster: ClusterHook, workload: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    def as_stored(self, cluster: ClusterHook, workload: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
         """Return the object as the API server would store it."""
         metadata = workload["metadata"]
         stored = cluster.patch(
@@ -150,4 +156,6 @@ class PlanUpgradeOperator(StepOperator):
     def registry(self) -> ImageRegistryHook:
         from nephoran_maintenance.hooks.image_registry import ImageRegistryHook
 
-        return ImageRegistryHook(self.profile.connections.image_registry, plain_http=self.profile.registry.plain_http or None)
+        return ImageRegistryHook(
+            self.profile.connections.image_registry, plain_http=self.profile.registry.plain_http or None
+        )

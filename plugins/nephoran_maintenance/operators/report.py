@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperatorLink
+
 from nephoran_maintenance.domain.journal import Journal, Outcome
 from nephoran_maintenance.domain.report import build_report, overall
 from nephoran_maintenance.domain.step_ids import (
@@ -27,7 +28,7 @@ from nephoran_maintenance.settings import PROJECT_ROOT, report_folder
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-    from airflow.sdk.types import RuntimeTaskInstanceProtocol
+
     from nephoran_maintenance.profile import SystemProfile
 
 FAILED_STATES = ("failed", "upstream_failed")

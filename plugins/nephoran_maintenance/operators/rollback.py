@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
+
 from nephoran_maintenance.domain.journal import Journal
 from nephoran_maintenance.domain.patches import same_spec
 from nephoran_maintenance.domain.step_ids import VERIFY_COMPONENTS, rollback_step_id
@@ -18,6 +19,7 @@ from nephoran_maintenance.operators.rollout import pod_runs
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
     from nephoran_maintenance.hooks.cluster import ClusterHook
 
 

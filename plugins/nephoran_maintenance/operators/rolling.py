@@ -11,7 +11,6 @@ from nephoran_maintenance.errors import PermanentError, TransientError
 from nephoran_maintenance.operators.base import StepOperator
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
     from nephoran_maintenance.hooks.cluster import ClusterHook
     from nephoran_maintenance.profile import Component
 

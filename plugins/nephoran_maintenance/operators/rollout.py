@@ -15,6 +15,7 @@ from nephoran_maintenance.operators.rolling import RollingOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
     from nephoran_maintenance.hooks.cluster import ClusterHook
 
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowSkipException
+
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import StepOperator, operation_of
 from nephoran_maintenance.settings import PROBE_ANNOTATION, PROBE_STOP, report_folder

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+from pathlib import Path
 
+from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
+
+set_hypothesis_home_dir(Path(__file__).parents[3] / ".lab" / "cache" / "hypothesis")
 settings.register_profile(
     "unit",
     max_examples=60,
