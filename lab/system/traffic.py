@@ -78,7 +78,7 @@ class Traffic:
                 status, content = await self._post(json.dumps(body).encode())
             right = status == "200" and json.loads(content)["title"] == knowledge_title(number)
             reason = f"{status} {content[:200].decode(errors='replace')}"
-        except (OSError, ValueError, KeyError, IndexError) as problem:
+        except (OSError, ValueError, KeyError) as problem:
             right, reason = False, repr(problem)
         if right:
             self._answered_at.append(time.monotonic())
@@ -98,5 +98,7 @@ class Traffic:
             answer = await reader.read()
         finally:
             writer.close()
+        if not answer:
+            raise ConnectionError("closed without an answer")
         first, _, rest = answer.partition(b"\r\n")
         return first.split()[1].decode(), rest.partition(b"\r\n\r\n")[2]

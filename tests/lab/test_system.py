@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from conftest import Lab
 
 from lab.system import images, seed
 from lab.system.deployment import deploy
 from lab.system.traffic import Traffic
 from lab.system.variants import SYSTEM_NAMESPACE, WEAVIATE, variant_named
 from lab.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tests.lab.conftest import Lab
 
 VARIANT = variant_named("fast")
 IN_SYSTEM = f"--namespace={SYSTEM_NAMESPACE}"
@@ -246,15 +248,16 @@ def set_partition(lab: Lab, partition: int) -> None:
 
 
 def answers_a_query(lab: Lab, name: str) -> bool:
-    (pod,) = (
-        pod for pod in [*pods(lab, WEAVIATE, "v1"), *pods(lab, WEAVIATE, "v2")] if pod["metadata"]["name"] == name
-    )
-    if not pods_has_new_image(pod) or not is_ready(pod):
+    everything = json.loads(lab.kubectl("get", "pods", IN_SYSTEM, f"--selector=app={WEAVIATE}", "--output=json"))[
+        "items"
+    ]
+    new = [
+        pod
+        for pod in everything
+        if pod["metadata"]["name"] == name and pod["spec"]["containers"][0]["image"].endswith(":v2")
+    ]
+    if not new or not is_ready(new[0]):
         return False
-    url = f"http://{pod['status']['podIP']}:8080/v1/objects/{seed.KNOWLEDGE}/{seed.object_id(seed.KNOWLEDGE, 3)}"
+    url = f"http://{new[0]['status']['podIP']}:8080/v1/objects/{seed.KNOWLEDGE}/{seed.object_id(seed.KNOWLEDGE, 3)}"
     key = {"Authorization": f"Bearer {lab.config.secret('weaviate-api-key')}"}
     return httpx.get(url, headers=key, trust_env=False).status_code == 200
-
-
-def pods_has_new_image(pod: dict[str, Any]) -> bool:
-    return str(pod["spec"]["containers"][0]["image"]).endswith(":v2")

@@ -27,6 +27,9 @@ UNSCHEDULABLE_PATIENCE = timedelta(seconds=30)
 VOLUME_PATIENCE = timedelta(seconds=60)
 """The kubelet repeats a mount after 0.5 s and doubles that, so a count says little; cloud disks take up to a minute."""
 
+CONFIG_PATIENCE = timedelta(seconds=5)
+"""The kubelet tries twice within a second (seen with 1.36), too soon for a ConfigMap on its way into its cache."""
+
 NO_EVENTS_PATIENCE = timedelta(seconds=60)
 """Without events the kubelet's attempts can't be counted; its second one is 10 to 20 s after its first."""
 
@@ -124,15 +127,18 @@ def container_statuses(pod: JsonObject) -> list[JsonObject]:
     return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
 
 
-def pod_failure(pod: JsonObject, events: Sequence[ClusterEvent], *, now: datetime, since: datetime) -> Failure | None:
+def pod_failure(
+    pod: JsonObject, events: Sequence[ClusterEvent], *, now: datetime, since: datetime, at_last: bool = False
+) -> Failure | None:
     """Return why a pod that is not ready will not become ready; None while it still may.
 
     :param events: events of the time since the change, about any object.
     :param since: when the change was made; restarts and series of events from before don't count.
+    :param at_last: whether there is no more time to wait for a node or a volume.
     """
     own = [event for event in events if event.concerns(pod)]
     if condition_of(pod, "PodScheduled").get("status") == "False":
-        return _unschedulable(pod, own, now)
+        return _unschedulable(pod, own, now, at_last=at_last)
     for status in container_statuses(pod):
         failure = (
             _image_failure(pod, status, own, now, since)
@@ -141,15 +147,17 @@ def pod_failure(pod: JsonObject, events: Sequence[ClusterEvent], *, now: datetim
         )
         if failure is not None:
             return failure
-    return _volume_failure(pod, own, now)
+    return _volume_failure(pod, own, now, at_last=at_last)
 
 
-def _unschedulable(pod: JsonObject, events: Sequence[ClusterEvent], now: datetime) -> Failure | None:
+def _unschedulable(pod: JsonObject, events: Sequence[ClusterEvent], now: datetime, *, at_last: bool) -> Failure | None:
     """Fail when the scheduler has found no node for a while and no autoscaler is making one."""
     condition = condition_of(pod, "PodScheduled")
-    if condition.get("reason") != "Unschedulable" or any(event.reason == "TriggeredScaleUp" for event in events):
+    if condition.get("reason") != "Unschedulable":
         return None
-    if now - _waiting_since(pod, condition.get("lastTransitionTime"), now) < UNSCHEDULABLE_PATIENCE:
+    waited = now - _waiting_since(pod, condition.get("lastTransitionTime"), now)
+    scaling = any(event.reason == "TriggeredScaleUp" for event in events)
+    if not at_last and (scaling or waited < UNSCHEDULABLE_PATIENCE):
         return None
     text = quote(condition.get("message"))
     volume = _VOLUME_TEXT.search(text) and "Insufficient" not in text
@@ -206,7 +214,9 @@ def _start_failure(
     failed = [e for e in _about(status, events) if e.reason == "Failed" and not _PULL_TEXT.search(e.message)]
     started_at = moment((pod.get("status") or {}).get("startTime"))
     unseen = not failed and started_at is not None and now - started_at >= NO_EVENTS_PATIENCE
-    repeated = attempts(failed, since) >= FAILED_ATTEMPTS or int(status.get("restartCount", 0)) >= FAILED_ATTEMPTS
+    lasting = bool(failed) and now - min(event.first_at for event in failed) >= CONFIG_PATIENCE
+    repeated = lasting and attempts(failed, since) >= FAILED_ATTEMPTS
+    repeated = repeated or int(status.get("restartCount", 0)) >= FAILED_ATTEMPTS
     if not repeated and not unseen:
         return None
     text = f"{_where(pod, status)}: {waiting['reason']}: {quote(waiting.get('message'))}"
@@ -268,12 +278,12 @@ def unhealthy(events: Sequence[ClusterEvent]) -> str:
     return quote(found[-1]) if found else ""
 
 
-def _volume_failure(pod: JsonObject, events: Sequence[ClusterEvent], now: datetime) -> Failure | None:
+def _volume_failure(pod: JsonObject, events: Sequence[ClusterEvent], now: datetime, *, at_last: bool) -> Failure | None:
     """Fail when a volume could not be mounted or attached for a while and the pod still waits for it."""
     starting = [_waiting(status).get("reason") for status in container_statuses(pod)]
     if starting and not any(reason in ("ContainerCreating", "PodInitializing") for reason in starting):
         return None
     found = [event for event in events if event.reason in VOLUME_EVENTS]
-    if not found or now - min(event.first_at for event in found) < VOLUME_PATIENCE:
+    if not found or (not at_last and now - min(event.first_at for event in found) < VOLUME_PATIENCE):
         return None
     return Failure(Cause.VOLUME, f"pod {pod_name(pod)}: {quote(found[-1].message)}", pod_name(pod))

@@ -375,6 +375,9 @@ def _late(look: _Look) -> Failure | None:
         text = quote(look.progressing.get("message")) if said else f"{look.progress} after {look.deadline}"
         return Failure(Cause.PROGRESS_DEADLINE, text)
     pod = look.unready[0]
+    known = pod_failure(pod, look.events, now=look.now, since=look.since, at_last=True)
+    if known is not None:
+        return known
     message, _ = _waits_for(look)
     runs = _has_started(pod)
     return Failure(

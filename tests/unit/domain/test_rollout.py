@@ -288,6 +288,13 @@ def test_a_container_that_can_not_be_created_fails_on_the_second_attempt(reason:
     assert 'configmap "x" not found' in verdict.message
 
 
+def test_two_attempts_within_a_second_are_one() -> None:
+    broken = pod("new-1", statuses=[waiting("CreateContainerConfigError")])
+    failed = event("Failed", 'Error: configmap "x" not found', count=2, first=2)
+    assert judge(deployment(status=ROLLING), surge(broken), [failed], now=6).state == "progressing"
+    assert judge(deployment(status=ROLLING), surge(broken), [failed], now=7).cause == Cause.CONFIG_ERROR
+
+
 def test_failed_pulls_are_not_attempts_to_create_a_container() -> None:
     broken = pod("new-1", statuses=[waiting("CreateContainerConfigError")])
     events = [
@@ -531,6 +538,15 @@ def test_a_running_pod_that_is_not_ready_at_the_progress_deadline_has_a_failing_
 def test_a_pod_that_does_not_run_at_the_progress_deadline_is_late() -> None:
     starting = pod("new-1", statuses=[waiting("ContainerCreating")])
     assert judge(deployment(status=late()), surge(starting), now=62).cause == Cause.PROGRESS_DEADLINE
+
+
+def test_what_is_known_is_named_at_the_deadline_without_more_patience() -> None:
+    scaling = event("TriggeredScaleUp", "pod triggered scale-up", container_name="")
+    late_pod = unscheduled(since=50)
+    assert judge(deployment(status=late()), surge(late_pod), [scaling], now=62).cause == Cause.UNSCHEDULABLE
+    mount = event("FailedMount", 'secret "x" not found', container_name="", count=6, first=50, last=60)
+    starting = pod("new-1", statuses=[waiting("ContainerCreating")])
+    assert judge(deployment(status=late()), surge(starting), [mount], now=62).cause == Cause.VOLUME
 
 
 def test_a_progress_deadline_without_a_new_pod_keeps_the_controllers_words() -> None:
