@@ -259,6 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("command", choices=["up", "down", "status", "logins", "connect"])
     parser.add_argument("--name", default="demo", help="the lab it belongs to (default: demo)")
     parser.add_argument("--index", type=int, help="needed for names other than demo, test and bench")
+    parser.add_argument("--variant", default="standard", help="connect: the variant of the system (default: standard)")
     chosen = parser.parse_args(arguments)
     progress = Progress()
     try:
@@ -267,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.command == "up":
             airflow.up()
         elif chosen.command == "connect":
-            grant_access(config, airflow.instance, progress)
+            grant_access(config, airflow.instance, progress, variant=chosen.variant)
         elif chosen.command == "down":
             airflow.down()
         elif chosen.command == "logins":

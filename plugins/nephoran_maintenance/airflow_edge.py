@@ -1,9 +1,10 @@
-"""The edge to Airflow: turns this package's errors into the ones that decide about a retry."""
+"""The edge to Airflow: its errors, which decide about a retry, and the address of its user interface."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
@@ -24,3 +25,13 @@ def airflow_errors() -> Iterator[None]:
         raise AirflowFailException(str(error)) from error
     except MaintenanceError as error:
         raise AirflowException(str(error)) from error
+
+
+def interface_address(path: str) -> str:
+    """Return the address of a page in Airflow's user interface, without the host: any name that leads there will do.
+
+    Behind a proxy Airflow may live below a path of its own, which ``[api] base_url`` names.
+    """
+    from airflow.sdk.configuration import conf
+
+    return urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/") + path

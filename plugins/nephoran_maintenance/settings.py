@@ -10,6 +10,8 @@ FIELD_MANAGER = "nephoran-maintenance"
 PROBE_ANNOTATION = f"{PREFIX}/probe"
 PROBE_STOP = "stop"
 OPERATION_LABEL = f"{PREFIX}/operation"
+PAGES_PREFIX = "/maintenance"
+"""Where this product's pages are in Airflow's user interface."""
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,8 +21,12 @@ def profile_path() -> Path:
     return Path(os.environ.get("NEPHORAN_PROFILE") or PROJECT_ROOT / "include" / "profiles" / "nephoran.yaml")
 
 
-def report_folder(procedure: str, operation: str) -> Path:
-    """Return the local folder of one operation's report and samples, below ``NEPHORAN_REPORTS`` or Airflow's home."""
+def reports_root() -> Path:
+    """Return the local folder of all reports: ``NEPHORAN_REPORTS``, else ``reports`` in Airflow's home."""
     home = os.environ.get("NEPHORAN_REPORTS")
-    root = Path(home) if home else Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser() / "reports"
-    return root / procedure / operation
+    return Path(home) if home else Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser() / "reports"
+
+
+def report_folder(procedure: str, operation: str) -> Path:
+    """Return the local folder of one operation's report and samples."""
+    return reports_root() / procedure / operation

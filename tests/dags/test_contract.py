@@ -11,7 +11,7 @@ import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.serialization.serialized_objects import DagSerialization
 
-from .conftest import PROJECT, parse_apart
+from tests.dags.conftest import PROJECT, parse_apart
 
 FILES = sorted(path for path in (PROJECT / "dags").glob("*.py") if not path.name.startswith("_"))
 STEMS = {path.stem for path in FILES}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import PROJECT
+from tests.dags.conftest import PROJECT
 
 PACKAGE = PROJECT / "plugins" / "nephoran_maintenance"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lab import system
+from lab.airflow import Airflow
+from lab.airflow_access import grant_access, write_profile
+from lab.airflow_client import AirflowClient
 from lab.availability import obstacle
 from lab.cluster import Cluster
 from lab.config import LabConfig
 from lab.progress import Progress
 
 VARIANT = "fast"
+PROFILE_OF = {"no-policy": "fast", "json-metrics": "fast"}
+"""Variants that differ from what the profile wants, or in nothing that it says."""
+RUN_LIMIT = timedelta(minutes=15)
 
 
 @dataclass(frozen=True)
@@ -77,3 +85,71 @@ def refuse_other_clusters(cluster: Cluster) -> None:
     config = cluster.config
     if (view["current-context"], server, names) != (config.context, config.kubernetes_url, [config.node_name]):
         pytest.exit(f"Refusing to test on {view['current-context']} at {server} with the nodes {names}.", returncode=1)
+
+
+class Upgrades:
+    """The rolling upgrade of the lab's own Airflow: set the system up, run the procedure, read what it left behind."""
+
+    def __init__(self, lab: Lab, airflow: Airflow) -> None:
+        self.lab = lab
+        self.airflow = airflow
+        self.client = airflow.client()
+
+    def prepare(self, variant: str = VARIANT, versions: Mapping[str, str] | None = None) -> None:
+        """Put the system back to v1 of a variant, and the profile to the same."""
+        system.reset(self.lab.config, variant, versions)
+        write_profile(self.lab.config, self.lab.config.home / "profile.yaml", PROFILE_OF.get(variant, variant))
+
+    def run(self, dag_id: str = "rolling_upgrade", **params: Any) -> Run:
+        """Run a procedure to its end and return how it went."""
+        self.client.await_dag(dag_id)
+        run_id = self.client.trigger(dag_id, params)
+        state = str(self.client.follow(dag_id, run_id, timeout=RUN_LIMIT)["state"])
+        return Run(self.client, dag_id, run_id, state)
+
+    def images(self) -> dict[str, str]:
+        """Return by workload the image of its component's container."""
+        return {name: found["images"][-1] for name, found in system.status(self.lab.config).items()}
+
+    def specs(self) -> dict[str, Any]:
+        """Return by workload its whole spec, as the API server has it."""
+        found = self.lab.get("deployments,statefulsets", namespace="nephoran-system")["items"]
+        return {item["metadata"]["name"]: item["spec"] for item in found}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a procedure that has ended."""
+
+    client: AirflowClient
+    dag_id: str
+    run_id: str
+    state: str
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return dict(self.client.xcom(self.dag_id, self.run_id, "report_operation"))
+
+    @property
+    def steps(self) -> dict[str, str | None]:
+        return {task.task_id: task.state for task in self.client.task_states(self.dag_id, self.run_id)}
+
+    def error(self, task_id: str) -> str:
+        """Return the error that a step has left."""
+        return str(self.client.xcom(self.dag_id, self.run_id, task_id, "error"))
+
+    def explain(self) -> str:
+        """Return the failed steps with their errors, for the message of an assertion."""
+        failed = [task_id for task_id, state in self.steps.items() if state == "failed"]
+        return "\n".join(f"{task_id}: {self.error(task_id)}" for task_id in failed) or f"no failed step, {self.state}"
+
+
+@pytest.fixture(scope="session")
+def upgrades(lab: Lab) -> Iterator[Upgrades]:
+    """Return the procedures of an Airflow beside the lab; it is stopped afterwards, unless the lab is kept."""
+    airflow = Airflow.of_lab(lab.config, Progress())
+    grant_access(lab.config, airflow.instance, variant=VARIANT)
+    airflow.up()
+    yield Upgrades(lab, airflow)
+    if os.environ.get("NEPHORAN_LAB_KEEP") != "1":
+        airflow.down()

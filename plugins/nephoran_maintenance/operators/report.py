@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperatorLink
 
+from nephoran_maintenance.airflow_edge import interface_address
 from nephoran_maintenance.domain.journal import Journal, Outcome
 from nephoran_maintenance.domain.report import build_report, overall
 from nephoran_maintenance.domain.step_ids import (
@@ -24,7 +25,7 @@ from nephoran_maintenance.domain.step_ids import (
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import ERROR_KEY, StepOperator, operation_of, pull, pull_all, states_of
 from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY
-from nephoran_maintenance.settings import PROJECT_ROOT, report_folder
+from nephoran_maintenance.settings import PAGES_PREFIX, PROJECT_ROOT, report_folder
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -66,7 +67,7 @@ class ReportOperator(StepOperator):
         page = render(report)
         (folder / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
         (folder / "report.html").write_text(page, encoding="utf-8")
-        self.report_address = f"/maintenance/reports/{self.dag_id}/{operation}/"
+        self.report_address = interface_address(f"{PAGES_PREFIX}/reports/{self.dag_id}/{operation}/")
         url = self.keep(profile, operation, report, page)
         self.log.info("Report: %s", folder / "report.html")
         return {**report, "plan": None, "report_path": str(folder / "report.html"), "report_url": url}

@@ -1,0 +1,174 @@
+"""The rolling upgrade, run by a real Airflow on the lab."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lab.system.images import delete_tag, push_all
+
+if TYPE_CHECKING:
+    from conftest import Upgrades
+
+FIVE = ["weaviate", "rag-api", "llm-processor", "nephio-bridge", "oran-adaptor"]
+STATELESS = FIVE[1:]
+THIRD = "llm-processor"
+
+
+def test_upgrades_all_five_components_without_a_failed_request(upgrades: Upgrades) -> None:
+    upgrades.prepare()
+    run = upgrades.run(mode="apply", version="v2")
+    assert run.state == "success", run.explain()
+    report = run.report
+    assert report["overall"] == "succeeded"
+    assert report["probe"]["failed"] == 0, report["probe"]["failures"]
+    assert report["probe"]["sent"] > 1000
+    assert [component["name"] for component in report["components"]] == FIVE
+    for component in report["components"]:
+        assert f":v2@{component['digest_after']}" in component["image_after"]
+        assert component["ready"] == component["desired"]
+    assert {test["phase"] for test in report["functional_test"]} == {"Deployed"}
+    assert len(report["functional_test"]) == 2
+    for name, image in upgrades.images().items():
+        assert (":v2@sha256:" in image) == (name in FIVE), (name, image)
+    left = upgrades.lab.get("networkintents.nephoran.com,networkintents.intent.nephoran.com", namespace="nephoran-system")
+    assert not [item for item in left["items"] if item["metadata"]["name"].startswith("test-")]
+    journal = upgrades.lab.get("configmap", report["operation_id"], "nephoran-maintenance")
+    assert json.loads(journal["data"]["journal.json"])["state"] == "closed"
+
+
+def test_says_that_there_is_nothing_to_do_when_everything_runs_already(upgrades: Upgrades) -> None:
+    upgrades.prepare()
+    before = upgrades.specs()
+    run = upgrades.run(mode="apply", version="v1")
+    assert run.state == "success", run.explain()
+    assert run.report["overall"] == "nothing-to-do"
+    assert upgrades.specs() == before
+
+
+def test_plan_mode_shows_differences_and_changes_nothing(upgrades: Upgrades) -> None:
+    upgrades.prepare()
+    before = upgrades.specs()
+    run = upgrades.run(mode="plan", version="v2")
+    assert run.state == "success", run.explain()
+    assert run.report["overall"] == "planned"
+    plan = run.client.xcom(run.dag_id, run.run_id, "plan_changes", "plan")
+    assert [change["component"] for change in plan["changes"]] == FIVE
+    assert all(":v2@sha256:" in change["diff"] for change in plan["changes"])
+    assert upgrades.specs() == before
+
+
+@pytest.mark.parametrize(
+    ("tag", "cause"),
+    [
+        pytest.param("v2-crash", "crash-loop", id="crash"),
+        pytest.param("v2-never-ready", "failing-probe", id="never-ready"),
+    ],
+)
+def test_third_component_fails_and_everything_goes_back(upgrades: Upgrades, tag: str, cause: str) -> None:
+    upgrades.prepare()
+    before = upgrades.specs()
+    run = upgrades.run(mode="apply", version="v2", components=STATELESS + ["weaviate"], images={THIRD: tag})
+    assert run.state == "failed"
+    assert run.report["overall"] == "rolled-back", run.explain()
+    assert cause in run.error("components.llm_processor.wait_image")
+    assert [row["component"] for row in run.report["rollback"]] == [THIRD, "rag-api", "weaviate"] or sorted(
+        row["component"] for row in run.report["rollback"]
+    ) == sorted([THIRD, "rag-api", "weaviate"])
+    assert run.steps["components.nephio_bridge.apply_image"] != "success"
+    assert upgrades.specs() == before
+
+
+def test_image_that_vanishes_between_plan_and_pull_is_named_and_undone(upgrades: Upgrades) -> None:
+    """The tag is in the registry when the plan resolves it; its manifest is gone when the kubelet asks for it."""
+    upgrades.prepare()
+    before = upgrades.specs()
+    client = upgrades.client
+    client.await_dag("rolling_upgrade")
+    components = ["rag-api", THIRD]
+    run_id = client.trigger("rolling_upgrade", {"mode": "apply", "version": "v2", "components": components})
+
+    def planned(task: object) -> None:
+        if getattr(task, "task_id", "") == "record_before_state" and getattr(task, "state", "") == "success":
+            delete_tag(upgrades.lab.config, f"nephoran/{THIRD}", "v2")
+
+    try:
+        state = client.follow("rolling_upgrade", run_id, timeout=upgrades_limit(), on_change=planned)["state"]
+    finally:
+        push_all(upgrades.lab.config)
+    error = str(client.xcom("rolling_upgrade", run_id, "components.llm_processor.wait_image", "error"))
+    report = client.xcom("rolling_upgrade", run_id, "report_operation")
+    assert state == "failed"
+    assert "image-pull" in error
+    assert report["overall"] == "rolled-back"
+    assert upgrades.specs() == before
+
+
+def test_rolls_the_policy_out_first_and_says_what_that_means(upgrades: Upgrades) -> None:
+    upgrades.prepare("no-policy")
+    run = upgrades.run(mode="apply", version="v2", components=["nephio-bridge"])
+    assert run.state == "success", run.explain()
+    component = run.report["components"][0]
+    assert "policy put in place first" in component["policy"]
+    assert run.steps["components.nephio_bridge.wait_policy"] == "success"
+    container = upgrades.specs()["nephio-bridge"]["template"]["spec"]["containers"][0]
+    assert container["lifecycle"]["preStop"]["sleep"]["seconds"] > 0
+
+
+def test_policy_goes_back_with_the_image(upgrades: Upgrades) -> None:
+    upgrades.prepare("no-policy")
+    before = upgrades.specs()
+    run = upgrades.run(mode="apply", components=["nephio-bridge"], images={"nephio-bridge": "v2-crash"})
+    assert run.state == "failed"
+    assert run.report["overall"] == "rolled-back", run.explain()
+    assert upgrades.specs() == before
+
+
+def test_works_on_a_layout_with_other_kinds_labels_containers_and_ports(upgrades: Upgrades) -> None:
+    upgrades.prepare("other-layout")
+    try:
+        run = upgrades.run(mode="apply", version="v2")
+        assert run.state == "success", run.explain()
+        assert run.report["overall"] == "succeeded"
+        assert [component["name"] for component in run.report["components"]] == FIVE
+    finally:
+        upgrades.prepare()
+
+
+@pytest.mark.parametrize(
+    ("params", "reference"),
+    [
+        pytest.param({"version": "latest"}, "image-tag-mutable", id="mutable-tag"),
+        pytest.param({"version": "v2-missing"}, "preflight-blocked", id="missing-tag"),
+        pytest.param({"components": ["weaviate"], "version": "v1-minor"}, "weaviate-minor-refused", id="weaviate-minor"),
+        pytest.param({"version": None}, "nothing-requested", id="nothing-requested"),
+    ],
+)
+def test_refuses_before_anything_is_changed(upgrades: Upgrades, params: dict[str, object], reference: str) -> None:
+    upgrades.prepare()
+    before = upgrades.specs()
+    run = upgrades.run(mode="apply", **params)
+    assert run.state == "failed"
+    assert reference in run.explain()
+    assert run.report["overall"] == "refused"
+    assert upgrades.specs() == before
+
+
+def test_refuses_a_downgrade_that_was_not_asked_for(upgrades: Upgrades) -> None:
+    upgrades.prepare(versions={"nephio-bridge": "v2"})
+    run = upgrades.run(mode="apply", version="v1", components=["nephio-bridge"])
+    assert "downgrade-refused" in run.explain()
+    assert run.report["overall"] == "refused"
+
+
+def upgrades_limit() -> object:
+    from conftest import RUN_LIMIT
+
+    return RUN_LIMIT
+
+
+def seconds_between(earlier: str, later: str) -> float:
+    return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
