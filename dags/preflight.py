@@ -17,6 +17,7 @@
 | `preflight.check_…` | one subject each; findings are *pass*, *warn* or *block* | a subject that could not be measured is a *block*; see the log |
 | `preflight.decide_readiness` | all findings in one table; any *block* makes the run red | follow the hint of each finding |
 | `report_operation` | JSON and HTML report | clear it: it only writes the report again |
+| `verify_outcome` | red when any step failed | it is meant to fail: open the report |
 
 **Duration and blast radius.** Seconds; up to ten minutes while it waits for intents in work. Changes nothing.
 
@@ -29,6 +30,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from airflow.sdk import Param, dag
 
 from nephoran_maintenance.groups.preflight import preflight as preflight_group
@@ -40,6 +43,7 @@ PROFILE = load_profile()
 COMPONENTS = [component.name for component in PROFILE.components]
 DEFAULT_COMPONENTS = [component.name for component in PROFILE.components if component.upgrade_by_default]
 CONNECTION = "kubernetes_preflight"
+DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
 
 
 @dag(
@@ -50,6 +54,7 @@ CONNECTION = "kubernetes_preflight"
     max_active_runs=1,
     tags=["preflight", "risk/read-only"],
     doc_md=__doc__,
+    default_args=DEFAULTS,
     params={
         "version": Param(
             None,
@@ -80,7 +85,7 @@ CONNECTION = "kubernetes_preflight"
 def preflight() -> None:
     check_request = CheckRequestOperator(task_id="check_request", kubernetes_connection_id=CONNECTION)
     report_operation = ReportOperator(task_id="report_operation", kubernetes_connection_id=CONNECTION)
-    verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION)
+    verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION, retries=0)
 
     check_request >> preflight_group(kubernetes_connection_id=CONNECTION) >> report_operation >> verify_outcome
 

@@ -28,6 +28,7 @@ the difference of each component in the report.
 | `verify_components` | running image digests equal the plan, no container restarted | every changed component is rolled back |
 | `decide_rollback` | keeps the change, or opens the way back | clear it: it decides again from the journal |
 | `rollback` | recorded templates put back in reverse order, each one verified | **page a person**: the message names object, expected and observed state |
+| `stop_traffic` | ends the measurement | clear it: it only tells the probe to stop |
 | `report_operation` | JSON and HTML report; closes the journal | clear it: it only reads and writes the report again |
 | `verify_outcome` | red when any step failed, also after a good rollback | it is meant to fail: open the report |
 
@@ -38,9 +39,14 @@ per replica of Weaviate. At most one pod more, never one less, than wanted of ea
 
 **Roll back.** Automatic on failure. To abort by hand, mark the running step as *failed*: everything changed so far is
 rolled back. Do not mark the *run* as failed: that skips the rollback.
+
+**If it fails.** Open the report: it says what was changed, what went back and what a person must look at. Only
+*failed* needs somebody at once; *refused* and *rolled-back* left the system as it was.
 """
 
 from __future__ import annotations
+
+from datetime import timedelta
 
 from airflow.sdk import Param, TaskGroup, chain, dag
 
@@ -62,6 +68,8 @@ IN_ORDER = in_order(PROFILE.components)
 COMPONENTS = [component.name for component in IN_ORDER]
 DEFAULT_COMPONENTS = [component.name for component in IN_ORDER if component.upgrade_by_default]
 CONNECTION = "kubernetes_rolling_upgrade"
+# Every step here is safe to repeat; the API server may be away for a moment.
+DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
 
 
 @dag(
@@ -72,6 +80,7 @@ CONNECTION = "kubernetes_rolling_upgrade"
     max_active_runs=1,
     tags=["upgrade", "risk/changes-system"],
     doc_md=__doc__,
+    default_args=DEFAULTS,
     params={
         "mode": Param(
             "plan",
@@ -140,7 +149,7 @@ def rolling_upgrade() -> None:
     undone = rollback(IN_ORDER, kubernetes_connection_id=CONNECTION)
     stop_traffic = StopTrafficOperator(task_id="stop_traffic", kubernetes_connection_id=CONNECTION)
     report_operation = ReportOperator(task_id="report_operation", kubernetes_connection_id=CONNECTION)
-    verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION)
+    verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION, retries=0)
 
     check_request >> ready >> plan_changes >> record_before_state >> components >> tested >> verify_components
     # The group ends with the deletion, which runs whatever happened: what it waited for must have succeeded too.

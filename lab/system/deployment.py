@@ -86,7 +86,8 @@ def reset(
     """Put the system back to v1 of a variant, whatever a test did to it, and return when it is ready.
 
     Unlike ``deploy`` it replaces the workloads, so fields that somebody else set are gone too; it removes intents that
-    are not the lab's, journals, and pods that hang. Objects in Weaviate stay as long as its shape does.
+    are not the lab's and journals. It does not care for requests: Weaviate's pods go all at once. The objects in it stay
+    as long as its shape does.
     ``versions`` puts single components on other tags than v1. Safe to repeat: yes.
     """
     shape = variant_named(variant)
@@ -102,7 +103,7 @@ def reset(
         cluster.kubectl("replace", "--filename", "-", input=_as_text(known))
     if new:
         _apply(cluster, new)
-    _remove_hanging_pods(cluster, shape)
+    _remove_old_weaviate_pods(cluster, shape)
     _remove_foreign_objects(cluster)
     _finish(config, cluster, shape, progress)
 
@@ -243,30 +244,35 @@ def _component_of(workload: Manifest) -> str:
     return "operator" if "manager" in names else next(iter(names & set(COMPONENTS)))
 
 
-def _remove_hanging_pods(cluster: Kubectl, shape: Variant) -> None:
-    """Delete Weaviate pods that are not ready and not of the wanted revision: the controller would wait for them."""
+def _remove_old_weaviate_pods(cluster: Kubectl, shape: Variant) -> None:
+    """Delete the Weaviate pods that are not of the wanted revision, all at once.
+
+    The controller would take them one by one, and would wait for those that never get ready.
+    """
     if shape.workload_kind(WEAVIATE) != "StatefulSet":
         return
-    _wait_until_observed(cluster, shape)
-    stateful = json.loads(
-        cluster.kubectl("get", "statefulset", shape.workload_name(WEAVIATE), _IN_SYSTEM, "--output=json")
-    )
+    stateful = _observed_stateful_set(cluster, shape.workload_name(WEAVIATE))
     selector = ",".join(f"{key}={value}" for key, value in shape.labels(WEAVIATE).items())
-    for pod in _list(cluster, "pods", _IN_SYSTEM, f"--selector={selector}"):
-        conditions = {entry["type"]: entry["status"] for entry in pod["status"].get("conditions", [])}
-        wanted = pod["metadata"]["labels"].get("controller-revision-hash") == stateful["status"].get("updateRevision")
-        if not wanted and conditions.get("Ready") != "True":
-            _delete(cluster, "pod", pod["metadata"]["name"], "--grace-period=1")
+    wanted = stateful["status"].get("updateRevision")
+    old = [
+        pod["metadata"]["name"]
+        for pod in _list(cluster, "pods", _IN_SYSTEM, f"--selector={selector}")
+        if pod["metadata"]["labels"].get("controller-revision-hash") != wanted
+    ]
+    if old:
+        cluster.kubectl("delete", "pod", *old, _IN_SYSTEM, "--ignore-not-found", "--grace-period=5", "--timeout=120s")
 
 
-def _wait_until_observed(cluster: Kubectl, shape: Variant) -> None:
+def _observed_stateful_set(cluster: Kubectl, name: str) -> Manifest:
+    """Return the StatefulSet once its controller has seen its newest generation."""
+    found: list[Manifest] = []
+
     def observed() -> bool:
-        found = json.loads(
-            cluster.kubectl("get", "statefulset", shape.workload_name(WEAVIATE), _IN_SYSTEM, "--output=json")
-        )
-        return bool(found["status"].get("observedGeneration", 0) >= found["metadata"]["generation"])
+        found[:] = [json.loads(cluster.kubectl("get", "statefulset", name, _IN_SYSTEM, "--output=json"))]
+        return bool(found[0]["status"].get("observedGeneration", 0) >= found[0]["metadata"]["generation"])
 
     wait_until("the StatefulSet controller's notice", observed, limit=timedelta(seconds=20))
+    return found[0]
 
 
 def _remove_foreign_objects(cluster: Kubectl) -> None:

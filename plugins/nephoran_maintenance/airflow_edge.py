@@ -34,4 +34,4 @@ def interface_address(path: str) -> str:
     """
     from airflow.sdk.configuration import conf
 
-    return urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/") + path
+    return urlsplit(str(conf.get("api", "base_url", fallback=""))).path.rstrip("/") + path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -35,7 +36,10 @@ def test_a_module_is_called_like_no_library(path: Path) -> None:
 def test_airflows_plugin_scan_imports_only_files_with_names_of_their_own() -> None:
     from airflow.sdk._shared.module_loading import find_path_from_directory
 
-    found = [Path(name) for name in find_path_from_directory(str(PROJECT / "plugins"), ".airflowignore")]
+    with warnings.catch_warnings():
+        # Airflow 3.3.2 still asks pathspec for its old name of the pattern; a later Airflow makes this needless.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        found = [Path(name) for name in find_path_from_directory(str(PROJECT / "plugins"), ".airflowignore")]
     scanned = [path for path in found if path.suffix == ".py"]
     assert not [path for path in scanned if PACKAGE in path.parents], "the package would be imported file by file"
     assert not [path.stem for path in scanned if collides(path.stem)]

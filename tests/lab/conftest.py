@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from lab import system
 from lab.airflow import Airflow
 from lab.airflow_access import grant_access, write_profile
 from lab.airflow_client import AirflowClient
@@ -23,6 +22,7 @@ from lab.availability import obstacle
 from lab.cluster import Cluster
 from lab.config import LabConfig
 from lab.progress import Progress
+from lab.system import deployment
 
 VARIANT = "fast"
 PROFILE_OF = {"no-policy": "fast", "json-metrics": "fast"}
@@ -90,6 +90,8 @@ def refuse_other_clusters(cluster: Cluster) -> None:
 class Upgrades:
     """The rolling upgrade of the lab's own Airflow: set the system up, run the procedure, read what it left behind."""
 
+    limit = RUN_LIMIT
+
     def __init__(self, lab: Lab, airflow: Airflow) -> None:
         self.lab = lab
         self.airflow = airflow
@@ -97,7 +99,7 @@ class Upgrades:
 
     def prepare(self, variant: str = VARIANT, versions: Mapping[str, str] | None = None) -> None:
         """Put the system back to v1 of a variant, and the profile to the same."""
-        system.reset(self.lab.config, variant, versions)
+        deployment.reset(self.lab.config, variant, versions)
         write_profile(self.lab.config, self.lab.config.home / "profile.yaml", PROFILE_OF.get(variant, variant))
 
     def run(self, dag_id: str = "rolling_upgrade", **params: Any) -> Run:
@@ -109,7 +111,7 @@ class Upgrades:
 
     def images(self) -> dict[str, str]:
         """Return by workload the image of its component's container."""
-        return {name: found["images"][-1] for name, found in system.status(self.lab.config).items()}
+        return {name: found["images"][-1] for name, found in deployment.status(self.lab.config).items()}
 
     def specs(self) -> dict[str, Any]:
         """Return by workload its whole spec, as the API server has it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -96,7 +95,7 @@ def test_image_that_vanishes_between_plan_and_pull_is_named_and_undone(upgrades:
             delete_tag(upgrades.lab.config, f"nephoran/{THIRD}", "v2")
 
     try:
-        state = client.follow("rolling_upgrade", run_id, timeout=upgrades_limit(), on_change=planned)["state"]
+        state = client.follow("rolling_upgrade", run_id, timeout=upgrades.limit, on_change=planned)["state"]
     finally:
         push_all(upgrades.lab.config)
     error = str(client.xcom("rolling_upgrade", run_id, "components.llm_processor.wait_image", "error"))
@@ -162,13 +161,3 @@ def test_refuses_a_downgrade_that_was_not_asked_for(upgrades: Upgrades) -> None:
     run = upgrades.run(mode="apply", version="v1", components=["nephio-bridge"])
     assert "downgrade-refused" in run.explain()
     assert run.report["overall"] == "refused"
-
-
-def upgrades_limit() -> object:
-    from conftest import RUN_LIMIT
-
-    return RUN_LIMIT
-
-
-def seconds_between(earlier: str, later: str) -> float:
-    return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from lab.system import images, seed
-from lab.system.deployment import deploy
+from lab.system.deployment import reset
 from lab.system.traffic import Traffic
 from lab.system.variants import SYSTEM_NAMESPACE, WEAVIATE, variant_named
 from lab.waiting import wait_until
@@ -26,8 +26,10 @@ SLOW_POLL = timedelta(milliseconds=300)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _first_state(lab: Lab) -> None:
-    deploy(lab.config, VARIANT.name, dict.fromkeys((WEAVIATE, "rag-api", "llm-processor", "nephio-bridge"), "v1"))
+def _first_state(lab: Lab) -> Iterator[None]:
+    reset(lab.config, VARIANT.name)
+    yield
+    reset(lab.config, VARIANT.name)
 
 
 def set_image(lab: Lab, component: str, tag: str) -> None:

@@ -25,6 +25,7 @@ class Change(BaseModel):
     before: dict[str, Any]
     after: dict[str, Any]
     digest: str | None = None
+    digest_before: str | None = None
     diff: str = ""
 
 

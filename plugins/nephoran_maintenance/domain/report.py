@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from nephoran_maintenance.domain.findings import RANK
 from nephoran_maintenance.domain.images import ImageReference
-from nephoran_maintenance.domain.journal import Journal
+from nephoran_maintenance.domain.journal import Journal, JournalEntry
 
 NOT_MEASURED = "not measured"
 PROBE_FIGURES = ("sent", "failed", "longest_gap_seconds", "requests_per_second")
@@ -128,13 +128,14 @@ def _components(
                 "result": _result([entry.step for entry in entries]),
                 "image_before": before,
                 "image_after": after,
-                "digest_before": _digest(before, measured.get("digest_before") or (image or {}).get("digest_before")),
+                "digest_before": _digest(before, (image or {}).get("digest_before")),
                 "digest_after": _digest(after, (image or {}).get("digest")),
                 "ready": measured.get("ready", NOT_MEASURED),
                 "desired": measured.get("desired", NOT_MEASURED),
                 "seconds": _sum(seconds),
                 "health": measured.get("health", NOT_MEASURED),
                 "policy": _POLICY_NOTE if policy else None,
+                "changed": _changed(entries),
             }
         )
     return rows
@@ -144,6 +145,16 @@ _POLICY_NOTE = (
     "rolling-update policy put in place first; the pods of the earlier policy left under the earlier policy, "
     "so no promise of zero downtime covers that first roll"
 )
+
+
+def _changed(entries: Sequence[JournalEntry]) -> dict[str, str]:
+    """Return when the first change of a component was begun and the last one verified."""
+    begun = [entry.at["intended"] for entry in entries if "intended" in entry.at]
+    verified = [entry.at["verified"] for entry in entries if "verified" in entry.at]
+    return {
+        "began_at": min(begun).isoformat() if begun else NOT_MEASURED,
+        "verified_at": max(verified).isoformat() if verified and len(verified) == len(entries) else NOT_MEASURED,
+    }
 
 
 def _result(steps: Sequence[str]) -> str:

@@ -112,6 +112,7 @@ class PlanUpgradeOperator(StepOperator):
                     before=state,
                     after=after,
                     digest=target.digest,
+                    digest_before=running.digests[0] if len(running.digests) == 1 else None,
                     diff=difference(component.name, state, after),
                 )
             )

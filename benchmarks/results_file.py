@@ -1,0 +1,50 @@
+"""Where a benchmark's result goes: a file that is committed, and one JSON line at the end of the output."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+DISTRIBUTIONS = ("apache-airflow", "apache-airflow-providers-cncf-kubernetes", "kubernetes", "kubernetes-asyncio")
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on: processors, memory, kernel."""
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if "model name" in line]
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(pages * size / 2**30, 1),
+        "kernel": platform.release(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what was measured, and the commit."""
+    commit = subprocess.run(
+        ("git", "rev-parse", "--short", "HEAD"), capture_output=True, text=True, check=False, cwd=RESULTS
+    ).stdout.strip()
+    return {**{name: metadata.version(name) for name in DISTRIBUTIONS}, "python": platform.python_version(), "commit": commit}
+
+
+def publish(name: str, figures: Mapping[str, Any]) -> None:
+    """Write ``results/<name>.json`` and print the same as one line."""
+    result = {
+        "benchmark": name,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **figures,
+        "machine": machine(),
+        "versions": versions(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, separators=(",", ":")))
