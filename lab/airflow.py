@@ -39,7 +39,7 @@ PROCESSES: dict[str, tuple[str, ...]] = {
     "dag-processor": ("dag-processor",),
     "triggerer": ("triggerer", "--skip-serve-logs"),
 }
-START_LIMIT = timedelta(seconds=120)
+START_LIMIT = timedelta(seconds=300)
 STOP_LIMIT = timedelta(seconds=20)
 """A scheduler that is told to stop waits for the tasks at work; those that take longer than this are killed."""
 

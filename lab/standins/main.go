@@ -1,4 +1,5 @@
-// Command standin plays one component of the Nephoran system in the lab: `standin COMPONENT`.
+// Command standin plays one component of the Nephoran system in the lab: `standin COMPONENT`. More arguments are those of
+// the program that it stands in for and mean nothing to it.
 //
 // The stand-ins have the ports, routes, probes and metric names of the real components and do a little real work.
 // None of them retries, answers a query from a cache or hides an error: what goes wrong under them is seen by the caller.
@@ -23,7 +24,7 @@ var components = map[string]func(Settings) error{
 }
 
 func main() {
-	if len(os.Args) != 2 || components[os.Args[1]] == nil {
+	if len(os.Args) < 2 || components[os.Args[1]] == nil {
 		names := make([]string, 0, len(components))
 		for name := range components {
 			names = append(names, name)

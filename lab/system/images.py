@@ -12,7 +12,8 @@ A tag's behaviour is a variable in its image config, so that nothing but the ima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from lab import oci
@@ -73,8 +74,21 @@ def push_all(config: LabConfig, progress: ReportStage = lambda stage: None) -> d
     weaviate = ensure_tools(progress, ["weaviate"])["weaviate-server"]
     digests = {}
     for name, tag, built in _images(standin, weaviate):
-        digests[f"{name}:{tag}"] = oci.push(built, config.registry, name, tag)
+        if oci.resolve_tag(config.registry, name, tag) != built.digest:
+            oci.push(built, config.registry, name, tag)
+        digests[f"{name}:{tag}"] = built.digest
     return digests
+
+
+def push_fresh(config: LabConfig, component: str, tag: str) -> str:
+    """Push a good image that no node has pulled yet under a tag, in the place of what was there; return its digest.
+
+    What a node has once pulled it never asks the registry for again, so a failing pull needs an image of its own each
+    time. For stand-ins only; ``push_all`` puts the usual image back.
+    """
+    standin = ensure_module(STANDINS, lambda stage: None)["standin"]
+    fresh = _standin_image(_standin_layer(standin), component, tag, "good", {"SERIAL": secrets.token_hex(8)})
+    return oci.push(fresh, config.registry, repository(component), tag)
 
 
 def delete_tag(config: LabConfig, name: str, tag: str) -> str | None:
@@ -83,23 +97,12 @@ def delete_tag(config: LabConfig, name: str, tag: str) -> str | None:
 
 
 def _images(standin: Path, weaviate: Path) -> Iterator[tuple[str, str, oci.OciImage]]:
-    folders = {"/tmp": 0o1777}
-    base = oci.build_layer({"/bin/standin": standin}, directories=folders)
+    base = _standin_layer(standin)
     for component in (*(name for name in COMPONENTS if name != WEAVIATE), "sidecar"):
         for tag, behaviour in behaviours(component).items():
-            yield (
-                repository(component),
-                tag,
-                oci.build_image(
-                    [base],
-                    entrypoint=["/bin/standin", component],
-                    environment={"VERSION": tag, "BEHAVIOUR": behaviour},
-                    labels={oci.VERSION_LABEL: version_label(component, tag)},
-                    user="65532:65532",
-                ),
-            )
+            yield repository(component), tag, _standin_image(base, component, tag, behaviour)
     certificates = {"/etc/ssl/certs/ca-certificates.crt": CERTIFICATES} if CERTIFICATES.exists() else {}
-    database = oci.build_layer({"/bin/weaviate": weaviate, **certificates}, directories=folders)
+    database = oci.build_layer({"/bin/weaviate": weaviate, **certificates}, directories=_FOLDERS)
     for tag, behaviour in behaviours(WEAVIATE).items():
         good = behaviour == "good"
         yield (
@@ -113,3 +116,22 @@ def _images(standin: Path, weaviate: Path) -> Iterator[tuple[str, str, oci.OciIm
                 labels={oci.VERSION_LABEL: version_label(WEAVIATE, tag), TAG_LABEL: tag},
             ),
         )
+
+
+_FOLDERS = {"/tmp": 0o1777}
+
+
+def _standin_layer(standin: Path) -> oci.Layer:
+    return oci.build_layer({"/bin/standin": standin}, directories=_FOLDERS)
+
+
+def _standin_image(
+    base: oci.Layer, component: str, tag: str, behaviour: str, more: Mapping[str, str] | None = None
+) -> oci.OciImage:
+    return oci.build_image(
+        [base],
+        entrypoint=["/bin/standin", component],
+        environment={"VERSION": tag, "BEHAVIOUR": behaviour, **(more or {})},
+        labels={oci.VERSION_LABEL: version_label(component, tag)},
+        user="65532:65532",
+    )

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,13 +27,13 @@ LIMIT = timedelta(seconds=10)
 class Running:
     """One stand-in on a free port of loopback."""
 
-    def __init__(self, component: str, **environment: str) -> None:
+    def __init__(self, component: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen(
-            [ensure_module(STANDINS, print)["standin"], component],
+            [ensure_module(STANDINS, print)["standin"], component, *arguments],
             env={"HOST": "127.0.0.1", "PORT": str(port), "VERSION": "v1", **environment},
             stdout=subprocess.DEVNULL,
         )
@@ -50,8 +50,8 @@ Start = Callable[..., Running]
 def start() -> Iterator[Start]:
     started: list[Running] = []
 
-    def begin(component: str, **environment: str) -> Running:
-        started.append(Running(component, **environment))
+    def begin(component: str, *, arguments: Sequence[str] = (), **environment: str) -> Running:
+        started.append(Running(component, arguments, environment))
         return started[-1]
 
     yield begin
@@ -202,6 +202,12 @@ def test_metrics_are_json_where_the_variant_says_so(start: Start) -> None:
     answer = httpx.get(f"{processor.url}/metrics")
     assert answer.headers["content-type"] == "application/json"
     assert answer.json()['nephoran_llm_requests_total{model="stand-in",status="success"}'] == 0
+
+
+def test_stand_in_for_weaviate_takes_the_arguments_of_the_real_one(start: Start) -> None:
+    one = start("weaviate", BEHAVIOUR="never-ready", arguments=["--host", "0.0.0.0", "--port", "1", "--scheme", "http"])
+    wait_until("life", lambda: http_status(f"{one.url}/v1/.well-known/live") == 200, limit=LIMIT)
+    assert http_status(f"{one.url}/v1/.well-known/ready") == 503
 
 
 def test_policies_are_kept_and_deleted(start: Start) -> None:

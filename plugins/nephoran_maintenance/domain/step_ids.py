@@ -13,11 +13,13 @@ CHANGE_KINDS = ("policy", "image")
 
 CHECK_REQUEST = "check_request"
 PLAN_CHANGES = "plan_changes"
+RECORD_BEFORE_STATE = "record_before_state"
 MEASURE_TRAFFIC = "measure_traffic"
 VERIFY_COMPONENTS = "verify_components"
 REPORT_OPERATION = "report_operation"
 VERIFY_OUTCOME = "verify_outcome"
 DECIDE_READINESS = f"{PREFLIGHT_GROUP}.decide_readiness"
+APPLY_TEST_INTENTS = f"{FUNCTIONAL_TEST_GROUP}.apply_test_intents"
 WAIT_TEST_INTENTS = f"{FUNCTIONAL_TEST_GROUP}.wait_test_intents"
 DELETE_TEST_INTENTS = f"{FUNCTIONAL_TEST_GROUP}.delete_test_intents"
 DECIDE_ROLLBACK = f"{ROLLBACK_GROUP}.decide_rollback"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from nephoran_maintenance.domain.intents import served_kinds
+from nephoran_maintenance.domain.patches import container_of
 from nephoran_maintenance.domain.preflight import check_permissions
 from nephoran_maintenance.domain.upgrade import (
     UpgradeRequest,
@@ -16,6 +17,7 @@ from nephoran_maintenance.domain.upgrade import (
 )
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import StepOperator
+from nephoran_maintenance.operators.live import container_name
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -65,8 +67,8 @@ class CheckRequestOperator(StepOperator):
         for component in chosen:
             workload = cluster.get_workload(component, profile.namespace_of(component))
             if request.images.get(component.name) or request.version:
-                containers = workload["spec"]["template"]["spec"]["containers"]
-                requested_image(request, component, containers[0]["image"])
+                container = container_of(workload, container_name(workload, component))
+                requested_image(request, component, container["image"])
         names = [component.name for component in chosen]
         self.log.info("Kubernetes %s as %s; components in order: %s", version, account, ", ".join(names))
         return {"mode": request.mode, "components": names, "cluster_version": version, "account": account}

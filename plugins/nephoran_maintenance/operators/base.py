@@ -12,7 +12,8 @@ from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 from nephoran_maintenance.airflow_edge import airflow_errors
 from nephoran_maintenance.domain.journal import Journal, operation_id
 from nephoran_maintenance.domain.order import in_order
-from nephoran_maintenance.domain.step_ids import change_step_ids, unneeded_after
+from nephoran_maintenance.domain.step_ids import RECORD_BEFORE_STATE, change_step_ids, unneeded_after
+from nephoran_maintenance.errors import MaintenanceError
 from nephoran_maintenance.profile import SystemProfile, load_profile
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 ERROR_KEY = "error"
 LONGEST_ERROR = 4000
+NEVER_RAN = (None, "skipped", "upstream_failed", "removed")
+"""States of a step that was not begun in this run."""
 
 
 class StepOperator(BaseOperator):
@@ -93,6 +96,20 @@ def finish_change_step(
     raise DownstreamTasksSkipped(tasks=unneeded)
 
 
+def journal_of(context: Context, store: JournalStore) -> Journal | None:
+    """Return the journal of this run, or None when it has none: then it has changed nothing.
+
+    A cluster that can't be asked counts as none where the journal's step was never begun; otherwise a run that was
+    refused because of the cluster would end without its report.
+    """
+    try:
+        return store.find(operation_of(context))
+    except MaintenanceError:
+        if states_of(context).get(RECORD_BEFORE_STATE) in NEVER_RAN:
+            return None
+        raise
+
+
 def operation_of(context: Context) -> str:
     """Return the operation id of this run: the same in every step and every try."""
     run = context["dag_run"]
@@ -111,7 +128,7 @@ def pull_all(context: Context, task_ids: Iterable[str]) -> dict[str, Any]:
     return {name: result for name, result in zip(names, results, strict=True) if result is not None}
 
 
-def states_of(context: Context) -> dict[str, str]:
+def states_of(context: Context) -> dict[str, str | None]:
     """Return the state of every step of this run by task id."""
     ti = context["ti"]
     return dict(ti.get_task_states(dag_id=ti.dag_id, run_ids=[ti.run_id])[ti.run_id])

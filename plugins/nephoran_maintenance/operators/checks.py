@@ -66,6 +66,12 @@ def check_dependencies(step: CheckOperator, _: Context) -> Findings:
             continue
         cluster, namespace = step.cluster(), step.profile.namespace_of(component)
         pods = cluster.pods_of(cluster.get_workload(component, namespace))
+        if not pods:
+            findings.append(
+                preflight.check_dependency(
+                    "weaviate", "no pod", False, "an answer to an authenticated query", f"namespace {namespace}"
+                )
+            )
         for pod in pods[:1]:
             name, port = pod["metadata"]["name"], component.health.http.port or 8080
             with cluster.port_forward(namespace, name, port) as url:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +47,20 @@ def container_name(workload: Mapping[str, Any], component: Component) -> str:
     )
 
 
+def alive(pods: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the pods that count: an evicted pod stays in the list for ever, and one on its way out answers nobody."""
+    return [
+        pod
+        for pod in pods
+        if not pod["metadata"].get("deletionTimestamp")
+        and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+    ]
+
+
 def running_digests(pods: Sequence[Mapping[str, Any]], container: str) -> dict[str, str | None]:
     """Return by pod the digest of the image that its container runs; None when the status has none."""
     digests: dict[str, str | None] = {}
-    for pod in pods:
-        if pod["metadata"].get("deletionTimestamp"):
-            continue
+    for pod in alive(pods):
         statuses = (pod.get("status") or {}).get("containerStatuses") or ()
         status: Mapping[str, Any] = next((s for s in statuses if s["name"] == container), {})
         digests[pod["metadata"]["name"]] = digest_of_image_id(str(status.get("imageID", "")))
@@ -89,17 +97,17 @@ def check_health(
     component: Component,
     container: str,
 ) -> dict[str, Any]:
-    """Ask every pod for its health through the API server, and that nothing restarted since it became ready.
+    """Ask every pod for its health through the API server.
 
     Returns ``{"ready", "desired", "health", "restarts"}``: counts, a sentence, restart counts by pod.
 
-    :raises PermanentError: ``health-check-failed``, ``restarted-after-ready``.
+    :raises PermanentError: ``health-check-failed``, ``pods-not-ready`` when there is no pod to ask.
     """
     port, path = health_endpoint(workload, component, container)
     namespace = workload["metadata"]["namespace"]
-    alive = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    living = alive(pods)
     restarts: dict[str, int] = {}
-    for pod in alive:
+    for pod in living:
         name = pod["metadata"]["name"]
         status, body = cluster.pod_http_get(namespace, name, port, path, timeout=HEALTH_TIMEOUT)
         if status != 200:
@@ -111,11 +119,18 @@ def check_health(
             )
         restarts[name] = restart_count(pod)
     desired = int(workload["spec"].get("replicas") or (workload.get("status") or {}).get("desiredNumberScheduled", 1))
-    ready = sum(1 for pod in alive if is_ready(pod))
+    ready = sum(1 for pod in living if is_ready(pod))
+    if desired and not living:
+        raise PermanentError(
+            "pods-not-ready",
+            f"{component.name}: none of the pods runs the image that is meant, so none could be asked for its health",
+            context={"component": component.name},
+            hint="Look at the pods' images: an admission webhook may have replaced them.",
+        )
     return {
         "ready": ready,
         "desired": desired,
-        "health": f"{len(alive)} of {len(alive)} pods answer 200 to {path}",
+        "health": f"{len(living)} of {len(living)} pods answer 200 to {path}",
         "restarts": restarts,
     }
 

@@ -23,7 +23,15 @@ from nephoran_maintenance.domain.step_ids import (
     rollback_step_id,
 )
 from nephoran_maintenance.errors import PermanentError
-from nephoran_maintenance.operators.base import ERROR_KEY, StepOperator, operation_of, pull, pull_all, states_of
+from nephoran_maintenance.operators.base import (
+    ERROR_KEY,
+    StepOperator,
+    journal_of,
+    operation_of,
+    pull,
+    pull_all,
+    states_of,
+)
 from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY
 from nephoran_maintenance.settings import PAGES_PREFIX, PROJECT_ROOT, report_folder
 
@@ -78,7 +86,7 @@ class ReportOperator(StepOperator):
         plan = pull(context, PLAN_CHANGES, PLAN_KEY)
         reads_only = PLAN_CHANGES not in states
         failed = [task_id for task_id, state in states.items() if state in FAILED_STATES]
-        journal = None if reads_only else self.close_journal(operation)
+        journal = None if reads_only else self.close_journal(context, states.get(VERIFY_COMPONENTS) == "success")
         readiness = pull(context, DECIDE_READINESS) or {}
         health = pull(context, VERIFY_COMPONENTS) or self.health_of_steps(context, profile)
         rollback = pull_all(context, [rollback_step_id(c.name) for c in profile.components])
@@ -116,19 +124,20 @@ class ReportOperator(StepOperator):
             ],
         )
 
-    def close_journal(self, operation: str) -> Journal | None:
+    def close_journal(self, context: Context, verified: bool) -> Journal | None:
         """Close the journal with the outcome that its entries tell, and return it; None when there is none.
 
-        One with an entry in between stays open: only a closed journal says that nothing is left to do.
+        One with an entry in between, or without the last look at the whole, stays open: only a closed journal says that
+        nothing is left to do.
         """
         store = self.journals()
-        journal = store.find(operation)
+        journal = journal_of(context, store)
         if journal is None:
             return None
-        outcome = outcome_of(journal)
+        outcome = outcome_of(journal, verified)
         if outcome is None:
             return journal
-        return store.update(operation, lambda found: found.closed(outcome, datetime.now(UTC)))
+        return store.update(journal.operation_id, lambda found: found.closed(outcome, datetime.now(UTC)))
 
     def health_of_steps(self, context: Context, profile: SystemProfile) -> dict[str, Any]:
         """Return by component what its own steps have measured, where the last look was not reached."""
@@ -154,11 +163,14 @@ class ReportOperator(StepOperator):
         return store.put_text(f"{key}/report.html", page, content_type="text/html; charset=utf-8")
 
 
-def outcome_of(journal: Journal) -> Outcome | None:
-    """Return the outcome that a journal's entries tell; None while one of them is in between."""
+def outcome_of(journal: Journal, verified: bool) -> Outcome | None:
+    """Return the outcome that a journal's entries tell; None while something is left to do.
+
+    :param verified: whether the last look at everything together went well.
+    """
     steps = {entry.step for entry in journal.entries}
     if steps == {"verified"}:
-        return "succeeded"
+        return "succeeded" if verified else None
     if steps <= {"planned"}:
         return "nothing-changed"
     return "rolled-back" if steps <= {"rolled-back", "planned"} else None

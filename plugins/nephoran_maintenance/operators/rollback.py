@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
 from nephoran_maintenance.domain.journal import Journal
-from nephoran_maintenance.domain.patches import same_spec
 from nephoran_maintenance.domain.step_ids import VERIFY_COMPONENTS, rollback_step_id
-from nephoran_maintenance.domain.stepping import Move
-from nephoran_maintenance.errors import UnknownStateError
-from nephoran_maintenance.operators.base import StepOperator, operation_of, states_of
+from nephoran_maintenance.errors import PermanentError, UnknownStateError
+from nephoran_maintenance.operators.base import StepOperator, journal_of, operation_of, states_of
 from nephoran_maintenance.operators.live import check_health
 from nephoran_maintenance.operators.rolling import RollingOperator
 from nephoran_maintenance.operators.rollout import pod_runs
@@ -26,19 +24,26 @@ if TYPE_CHECKING:
 class DecideRollbackOperator(StepOperator):
     """Keep the change when every entry is verified and so is the whole; otherwise open the way back.
 
-    Skips the rollback steps of components that were not begun. Leaves ``{"decision", "components"}`` in XCom.
+    Skips the rollback steps of components that were not begun. An operation that is closed is never undone: clearing a
+    step of an old run must not bring back what was there before it. Leaves ``{"decision", "components"}`` in XCom.
     Safe to repeat: yes, it reads.
     """
 
     def act(self, context: Context) -> None:
-        journal = self.journals().find(operation_of(context))
-        verified = states_of(context).get(VERIFY_COMPONENTS) == "success"
-        concerned = [] if journal is None or (verified and journal.complete()) else journal.to_roll_back()
-        decision = "roll back" if concerned else "keep" if verified else "nothing was changed"
+        journal = journal_of(context, self.journals())
+        concerned = [] if journal is None or stands(context, journal) else journal.to_roll_back()
+        kept = journal is not None and stands(context, journal)
+        decision = "roll back" if concerned else "keep" if kept else "nothing was changed"
         self.log.info("Decision: %s%s", decision, f" {', '.join(concerned)}" if concerned else "")
         context["ti"].xcom_push(key="return_value", value={"decision": decision, "components": concerned})
         steps = {rollback_step_id(component.name): component.name for component in self.profile.components}
         raise DownstreamTasksSkipped(tasks=[step for step, name in steps.items() if name not in concerned])
+
+
+def stands(context: Context, journal: Journal) -> bool:
+    """Return whether an operation is to stay as it is: everything verified, alone and together, or closed long ago."""
+    verified = states_of(context).get(VERIFY_COMPONENTS) == "success"
+    return journal.state == "closed" or (verified and journal.complete())
 
 
 class RollbackComponentOperator(RollingOperator):
@@ -51,9 +56,18 @@ class RollbackComponentOperator(RollingOperator):
     def act(self, context: Context) -> dict[str, Any]:
         cluster = self.cluster()
         store, operation = self.journals(cluster), operation_of(context)
-        journal = store.find(operation)
+        journal = journal_of(context, store)
         if journal is None or self.component not in journal.to_roll_back():
             raise AirflowSkipException(f"{self.component} was not changed by this operation")
+        if journal.state == "closed":
+            raise PermanentError(
+                "operation-closed",
+                f"operation {operation} is closed: {journal.outcome}",
+                context={"component": self.component},
+                hint="Trigger a new run with the earlier version instead of clearing this one.",
+            )
+        if stands(context, journal):
+            raise AirflowSkipException("every change is verified; the operation stays as it is")
         self.check_known(self.workload(cluster), journal)
         journal = store.update(
             operation, lambda journal: journal.moved(self.component, None, "rolling-back", datetime.now(UTC))
@@ -69,10 +83,13 @@ class RollbackComponentOperator(RollingOperator):
     def go_back(self, context: Context, cluster: ClusterHook, journal: Journal) -> dict[str, Any]:
         begun = [entry for entry in journal.entries_of(self.component) if entry.step == "rolling-back"]
         before, since = begun[0].before, min(entry.at["rolling-back"] for entry in begun)
-        workload = self.workload(cluster)
-        if workload["kind"] != "StatefulSet" and not same_spec(workload, before):
-            self.make(cluster, workload, Move("patch"), before)
-        workload = self.roll(cluster, before, since)
+
+        def check_known(workload: dict[str, Any]) -> None:
+            self.check_known(workload, journal)
+
+        if begun[0].workload.kind != "StatefulSet":
+            self.put_in_place(cluster, before, check_known)
+        workload = self.roll(cluster, before, since, check_known)
         pods = [pod for pod in cluster.pods_of(workload) if pod_runs(pod, before["container"], before["image"])]
         measured = check_health(cluster, workload, pods, self.described, before["container"])
         now = datetime.now(UTC)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from nephoran_maintenance.domain.patches import same_strategy, same_template, spec_patch
+from nephoran_maintenance.domain.patches import same_spec, same_strategy, same_template, spec_patch
 from nephoran_maintenance.domain.stepping import Move, next_move, ordinal_of, with_partition
 from nephoran_maintenance.errors import PermanentError, TransientError
 from nephoran_maintenance.operators.base import StepOperator
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from nephoran_maintenance.profile import Component
 
 LONGEST_ROLLOUT = timedelta(hours=2)
+CONFLICT_TRIES = 5
 
 
 class RollingOperator(StepOperator):
@@ -38,15 +40,24 @@ class RollingOperator(StepOperator):
         """Return the component's live workload."""
         return cluster.get_workload(self.described, self.profile.namespace_of(self.described))
 
-    def roll(self, cluster: ClusterHook, intended: dict[str, Any], since: datetime) -> dict[str, Any]:
+    def roll(
+        self,
+        cluster: ClusterHook,
+        intended: dict[str, Any],
+        since: datetime,
+        check_known: Callable[[dict[str, Any]], None],
+    ) -> dict[str, Any]:
         """Bring the workload to ``intended`` and return it.
 
         :param intended: recorded state with ``template`` and ``strategy``
             (:func:`nephoran_maintenance.domain.patches.record_before`).
         :param since: when the change was begun: older events of the cluster don't count.
+        :param check_known: raises when the live object is in no state of this operation; asked at every look.
         """
+        conflicts = 0
         while True:
             workload = self.workload(cluster)
+            check_known(workload)
             pods = cluster.pods_of(workload)
             move = next_move(
                 workload,
@@ -64,15 +75,39 @@ class RollingOperator(StepOperator):
                 self._wait_for_answers(cluster, workload, pods, above=move.ordinal)
             if move.action == "settle":
                 self._wait_for_answers(cluster, workload, pods, above=-1)
-            self.make(cluster, workload, move, intended)
+            try:
+                self.make(cluster, workload, move, intended)
+            except TransientError as error:
+                # A controller writes the status of what is rolling all the time: look and decide again.
+                conflicts += 1
+                if error.reference != "conflict" or conflicts >= CONFLICT_TRIES:
+                    raise
+
+    def put_in_place(
+        self, cluster: ClusterHook, intended: dict[str, Any], check_known: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """Put a Deployment's or DaemonSet's intended spec in place; somebody's write in between is looked at first."""
+        for attempt in range(CONFLICT_TRIES):
+            workload = self.workload(cluster)
+            check_known(workload)
+            if same_spec(workload, intended):
+                return
+            try:
+                self.make(cluster, workload, Move("patch"), intended)
+            except TransientError as error:
+                if error.reference != "conflict" or attempt == CONFLICT_TRIES - 1:
+                    raise
+            else:
+                return
 
     def make(self, cluster: ClusterHook, workload: dict[str, Any], move: Move, intended: dict[str, Any]) -> None:
         """Make one move; a write that was decided on an older version of the object fails and is decided again."""
         kind, name, namespace = workload["kind"], workload["metadata"]["name"], workload["metadata"]["namespace"]
         self.log.info("%s %s: %s", kind, name, move)
         if move.action == "replace":
-            pod = next(pod for pod in cluster.pods_of(workload) if pod["metadata"]["name"] == move.pod)
-            cluster.delete("Pod", pod["metadata"]["name"], namespace, uid=pod["metadata"]["uid"])
+            pod = cluster.find("Pod", str(move.pod), namespace)
+            if pod is not None:
+                cluster.delete("Pod", pod["metadata"]["name"], namespace, uid=pod["metadata"]["uid"])
             return
         strategy = intended["strategy"]
         if move.partition is not None:

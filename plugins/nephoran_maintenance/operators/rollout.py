@@ -47,6 +47,12 @@ class ChangeOperator(RollingOperator):
                 f"operation {journal.operation_id} plans no {self.change_kind} change of {self.component}",
                 hint="Trigger a new run with this component.",
             )
+        if entry.step in ("rolling-back", "rolled-back"):
+            raise PermanentError(
+                "operation-closed",
+                f"operation {journal.operation_id} is on its way back: {self.component} is {entry.step}",
+                hint="Let the rollback end, then trigger a new run instead of clearing this one.",
+            )
         return entry
 
 
@@ -81,12 +87,14 @@ class ApplyChangeOperator(ChangeOperator):
 
     def go_on(self, context: Context, cluster: ClusterHook, entry: JournalEntry) -> dict[str, Any]:
         since = entry.at["intended"]
+
+        def check_known(workload: dict[str, Any]) -> None:
+            self.check_known(workload, entry)
+
         if entry.workload.kind == "StatefulSet":
-            self.roll(cluster, entry.intended, since)
+            self.roll(cluster, entry.intended, since, check_known)
         else:
-            workload = self.workload(cluster)
-            if not same_spec(workload, entry.intended):
-                self.make(cluster, workload, Move("patch"), entry.intended)
+            self.put_in_place(cluster, entry.intended, check_known)
         self.journals(cluster).update(
             operation_of(context),
             lambda journal: (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowSkipException
 
 from nephoran_maintenance.errors import PermanentError
-from nephoran_maintenance.operators.base import StepOperator, operation_of
+from nephoran_maintenance.operators.base import StepOperator, journal_of, operation_of
 from nephoran_maintenance.settings import PROBE_ANNOTATION, PROBE_STOP, report_folder
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class StopTrafficOperator(StepOperator):
 
     def act(self, context: Context) -> str:
         journals = self.journals()
-        if journals.find(operation_of(context)) is None:
+        if journal_of(context, journals) is None:
             raise AirflowSkipException("the operation has no journal, so no probe runs")
         journals.annotate(operation_of(context), {PROBE_ANNOTATION: PROBE_STOP})
         return datetime.now().astimezone().isoformat(timespec="seconds")

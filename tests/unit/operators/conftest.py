@@ -1,0 +1,138 @@
+"""A system on loopback, a profile and connections that lead to it, and the procedures to run against it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-home-"))
+os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
+
+from nephoran_maintenance.domain.findings import Finding
+from nephoran_maintenance.domain.journal import Journal, from_config_map
+from nephoran_maintenance.hooks.cluster import ClusterHook
+from nephoran_maintenance.settings import PROJECT_ROOT
+from tests.unit.dag_runner import DagRunner
+from tests.unit.fake_cluster import APPS, JOURNALS, Outside, SystemCluster, is_write
+from tests.unit.hooks.fake_servers import Received, Server, connection_json, kube_config, serving
+
+COMPONENTS = ["weaviate", "rag-api", "llm-processor"]
+
+
+Step = Callable[[Any, Any], Any]
+
+
+def no_findings(step: Any, context: Any) -> list[dict[str, Any]]:
+    subject = step.task_id.rpartition("_")[2]
+    return [Finding(subject, "pass", "the system", "good", "good").to_dict()]
+
+
+@dataclass
+class System:
+    """The system under test and what was asked of it."""
+
+    cluster: SystemCluster
+    outside: Outside
+    server: Server
+    profile_path: Path
+    dags: dict[str, Any]
+
+    def push(self, tag: str, *names: str) -> None:
+        """Push an image of each component."""
+        for name in names or COMPONENTS:
+            image = self.cluster.image(name, tag)
+            self.outside.tags[f"nephoran/{name}:{tag}"] = self.cluster.digest(image)
+
+    def edit_profile(self, change: Callable[[dict[str, Any]], None]) -> None:
+        data = yaml.safe_load(self.profile_path.read_text(encoding="utf-8"))
+        change(data)
+        self.profile_path.write_text(yaml.safe_dump(data), encoding="utf-8")
+
+    def upgrade(
+        self, *, replaced: dict[str, Step] | None = None, run_id: str = "manual__2026-11-23", **params: Any
+    ) -> DagRunner:
+        """Run the rolling upgrade to v2; its preflight has passed, which has tests of its own."""
+        dag = self.dags["rolling_upgrade"]
+        passed = {t: no_findings for t in dag.task_ids if t.startswith("preflight.check_")}
+        given = {"mode": "apply", "components": COMPONENTS, "version": "v2", **params}
+        return DagRunner(dag, given, replaced={**passed, **(replaced or {})}, run_id=run_id).run()
+
+    def journal(self) -> Journal:
+        """Return the only journal."""
+        stored = [found for path, found in self.cluster.objects.items() if path.startswith(JOURNALS)]
+        assert len(stored) == 1
+        return from_config_map(stored[0])
+
+    def patched(self) -> list[str]:
+        """Return the components whose workload was really patched, in order, each once."""
+        paths = [request.path for request in self.writes() if request.method == "PATCH"]
+        return list(dict.fromkeys(path.rpartition("/")[2] for path in paths if path.startswith(APPS)))
+
+    def preflight(self, **params: Any) -> DagRunner:
+        return DagRunner(self.dags["preflight"], {"components": COMPONENTS, **params}).run()
+
+    def writes(self) -> list[Received]:
+        return [request for request in self.server.received if is_write(request)]
+
+    def specs(self) -> dict[str, Any]:
+        return {name: self.cluster.spec(name) for name in COMPONENTS}
+
+
+@pytest.fixture(scope="session")
+def dags() -> dict[str, Any]:
+    from airflow.dag_processing.dagbag import DagBag
+
+    return dict(DagBag(dag_folder=str(PROJECT_ROOT / "dags"), load_op_links=False).dags)
+
+
+@pytest.fixture
+def system(dags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
+    """A system whose components run v1, with v2 in the registry."""
+    outside = Outside()
+    with serving(outside) as around:
+        cluster = SystemCluster(f"127.0.0.1:{around.port}")
+        with serving(cluster) as server:
+            profile = tmp_path / "profile.yaml"
+            profile.write_text(profile_text(around), encoding="utf-8")
+            monkeypatch.setenv("NEPHORAN_PROFILE", str(profile))
+            monkeypatch.setenv("NEPHORAN_REPORTS", str(tmp_path / "reports"))
+            extra = {"kube_config": kube_config(server.url)}
+            for name in ("PREFLIGHT", "ROLLING_UPGRADE"):
+                monkeypatch.setenv(
+                    f"AIRFLOW_CONN_KUBERNETES_{name}", connection_json(conn_type="kubernetes", extra=extra)
+                )
+            http = connection_json(conn_type="http", host="127.0.0.1", port=around.port, schema="http")
+            monkeypatch.setenv("AIRFLOW_CONN_WEAVIATE_DEFAULT", http)
+            monkeypatch.setenv("AIRFLOW_CONN_LLM_PROVIDER", http)
+            monkeypatch.setenv("AIRFLOW_CONN_IMAGE_REGISTRY_DEFAULT", connection_json(conn_type="http"))
+
+            @contextmanager
+            def port_forward(self: ClusterHook, namespace: str, pod: str, port: int) -> Iterator[str]:
+                self.get("Pod", pod, namespace)
+                yield around.url
+
+            # The stream of a forwarded port has its own tests with a real one.
+            monkeypatch.setattr(ClusterHook, "port_forward", port_forward)
+            cluster.add("weaviate", kind="StatefulSet", replicas=3)
+            for name in ("rag-api", "llm-processor"):
+                cluster.add(name)
+            found = System(cluster, outside, server, profile, dags)
+            found.push("v1")
+            found.push("v2")
+            yield found
+
+
+def profile_text(around: Server) -> str:
+    data = yaml.safe_load((PROJECT_ROOT / "include" / "profiles" / "nephoran.yaml").read_text(encoding="utf-8"))
+    data["probe"]["url"] = f"{around.url}/process"
+    data["dependencies"][0]["url"] = f"{around.url}/v1/models"
+    data["registry"]["plain_http"] = True
+    return yaml.safe_dump(data)
