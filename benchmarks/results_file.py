@@ -19,7 +19,8 @@ DISTRIBUTIONS = ("apache-airflow", "apache-airflow-providers-cncf-kubernetes", "
 def machine() -> dict[str, Any]:
     """Return what the figures depend on: processors, memory, kernel."""
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if "model name" in line]
+    described = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in described if line.startswith("model name")]
     return {
         "processor": names[0] if names else platform.machine(),
         "cores": os.cpu_count(),
@@ -33,7 +34,11 @@ def versions() -> dict[str, str]:
     commit = subprocess.run(
         ("git", "rev-parse", "--short", "HEAD"), capture_output=True, text=True, check=False, cwd=RESULTS
     ).stdout.strip()
-    return {**{name: metadata.version(name) for name in DISTRIBUTIONS}, "python": platform.python_version(), "commit": commit}
+    return {
+        **{name: metadata.version(name) for name in DISTRIBUTIONS},
+        "python": platform.python_version(),
+        "commit": commit,
+    }
 
 
 def publish(name: str, figures: Mapping[str, Any]) -> None:

@@ -278,6 +278,9 @@ class SystemCluster(FakeCluster):
             if bad == "pull":
                 message = f"Back-off pulling image {image}: not found"
                 state["state"] = {"waiting": {"reason": "ImagePullBackOff", "message": message}}
+                self._tell(
+                    name, f"uid-{name}-{self.made}", container["name"], "Failed", f"Failed to pull image {image}"
+                )
             ready = bad not in ("crash", "pull")
             good = good and ready
             statuses.append(
@@ -315,6 +318,15 @@ class SystemCluster(FakeCluster):
                 },
             },
         )
+
+    def _tell(self, pod: str, uid: str, container: str, reason: str, message: str) -> None:
+        """Let the kubelet say for the second time what goes wrong."""
+        about = {"kind": "Pod", "name": pod, "namespace": SYSTEM, "uid": uid}
+        about["fieldPath"] = f"spec.containers{{{container}}}"
+        event = {"kind": "Event", "metadata": {"name": f"{pod}.{reason}"}, "involvedObject": about, "type": "Warning"}
+        stamps = {"firstTimestamp": now(), "lastTimestamp": now()}
+        event |= {"reason": reason, "message": message, "count": 2, **stamps}
+        self.put(f"/api/v1/namespaces/{SYSTEM}/events", event)
 
     def _stop(self, pod: JsonObject) -> None:
         self.version += 1

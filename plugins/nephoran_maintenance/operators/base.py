@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,12 @@ from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 from nephoran_maintenance.airflow_edge import airflow_errors
 from nephoran_maintenance.domain.journal import Journal, operation_id
 from nephoran_maintenance.domain.order import in_order
-from nephoran_maintenance.domain.step_ids import RECORD_BEFORE_STATE, change_step_ids, unneeded_after
+from nephoran_maintenance.domain.step_ids import (
+    RECORD_BEFORE_STATE,
+    change_step_ids,
+    rollback_step_id,
+    unneeded_after,
+)
 from nephoran_maintenance.errors import MaintenanceError
 from nephoran_maintenance.profile import SystemProfile, load_profile
 
@@ -89,7 +94,20 @@ def finish_change_step(
     """Return a step's result, after skipping the change steps right behind it that the plan does not need."""
     chain = [step for component in in_order(profile.components) for step in change_step_ids(component.name)]
     needed = {step for entry in journal.entries for step in change_step_ids(entry.component, entry.kind)}
-    unneeded = unneeded_after(step_id, chain, needed)
+    return finish_step(context, result, unneeded_after(step_id, chain, needed))
+
+
+def finish_rollback_step(
+    context: Context, concerned: Collection[str], profile: SystemProfile, step_id: str | None, result: Any
+) -> Any:
+    """Return a step's result, after skipping the rollback steps right behind it of components not concerned."""
+    chain = [rollback_step_id(component.name) for component in reversed(in_order(profile.components))]
+    needed = {rollback_step_id(name) for name in concerned}
+    return finish_step(context, result, unneeded_after(step_id, chain, needed))
+
+
+def finish_step(context: Context, result: Any, unneeded: list[str]) -> Any:
+    """Return a step's result, after skipping other steps where there are any to skip."""
     if not unneeded:
         return result
     context["ti"].xcom_push(key="return_value", value=result)

@@ -10,6 +10,7 @@ from airflow.sdk import BaseOperatorLink
 
 from nephoran_maintenance.airflow_edge import interface_address
 from nephoran_maintenance.domain.journal import Journal, Outcome
+from nephoran_maintenance.domain.order import in_order
 from nephoran_maintenance.domain.report import build_report, overall
 from nephoran_maintenance.domain.step_ids import (
     DECIDE_READINESS,
@@ -89,7 +90,7 @@ class ReportOperator(StepOperator):
         journal = None if reads_only else self.close_journal(context, states.get(VERIFY_COMPONENTS) == "success")
         readiness = pull(context, DECIDE_READINESS) or {}
         health = pull(context, VERIFY_COMPONENTS) or self.health_of_steps(context, profile)
-        rollback = pull_all(context, [rollback_step_id(c.name) for c in profile.components])
+        rollback = pull_all(context, [rollback_step_id(c.name) for c in reversed(in_order(profile.components))])
         tests = pull(context, WAIT_TEST_INTENTS) or pull(context, WAIT_TEST_INTENTS, "functional_test") or []
         deleted = pull(context, DELETE_TEST_INTENTS)
         return build_report(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
+from airflow.sdk.exceptions import AirflowSkipException
 
 from nephoran_maintenance.domain.journal import Journal
-from nephoran_maintenance.domain.step_ids import VERIFY_COMPONENTS, rollback_step_id
+from nephoran_maintenance.domain.step_ids import VERIFY_COMPONENTS
 from nephoran_maintenance.errors import PermanentError, UnknownStateError
-from nephoran_maintenance.operators.base import StepOperator, journal_of, operation_of, states_of
+from nephoran_maintenance.operators.base import StepOperator, finish_rollback_step, journal_of, operation_of, states_of
 from nephoran_maintenance.operators.live import check_health
 from nephoran_maintenance.operators.rolling import RollingOperator
 from nephoran_maintenance.operators.rollout import pod_runs
@@ -29,15 +29,14 @@ class DecideRollbackOperator(StepOperator):
     Safe to repeat: yes, it reads.
     """
 
-    def act(self, context: Context) -> None:
+    def act(self, context: Context) -> Any:
         journal = journal_of(context, self.journals())
         concerned = [] if journal is None or stands(context, journal) else journal.to_roll_back()
         kept = journal is not None and stands(context, journal)
         decision = "roll back" if concerned else "keep" if kept else "nothing was changed"
         self.log.info("Decision: %s%s", decision, f" {', '.join(concerned)}" if concerned else "")
-        context["ti"].xcom_push(key="return_value", value={"decision": decision, "components": concerned})
-        steps = {rollback_step_id(component.name): component.name for component in self.profile.components}
-        raise DownstreamTasksSkipped(tasks=[step for step, name in steps.items() if name not in concerned])
+        result = {"decision": decision, "components": concerned}
+        return finish_rollback_step(context, concerned, self.profile, None, result)
 
 
 def stands(context: Context, journal: Journal) -> bool:
@@ -53,7 +52,7 @@ class RollbackComponentOperator(RollingOperator):
     what is there.
     """
 
-    def act(self, context: Context) -> dict[str, Any]:
+    def act(self, context: Context) -> Any:
         cluster = self.cluster()
         store, operation = self.journals(cluster), operation_of(context)
         journal = journal_of(context, store)
@@ -74,13 +73,13 @@ class RollbackComponentOperator(RollingOperator):
         )
         return self.go_back(context, cluster, journal)
 
-    def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+    def resume(self, context: Context, event: dict[str, Any]) -> Any:
         cluster = self.cluster()
         journal = self.journals(cluster).read(operation_of(context))
         self.check_event(cluster, event, journal.entries_of(self.component)[0].before["container"])
         return self.go_back(context, cluster, journal)
 
-    def go_back(self, context: Context, cluster: ClusterHook, journal: Journal) -> dict[str, Any]:
+    def go_back(self, context: Context, cluster: ClusterHook, journal: Journal) -> Any:
         begun = [entry for entry in journal.entries_of(self.component) if entry.step == "rolling-back"]
         before, since = begun[0].before, min(entry.at["rolling-back"] for entry in begun)
 
@@ -93,15 +92,16 @@ class RollbackComponentOperator(RollingOperator):
         pods = [pod for pod in cluster.pods_of(workload) if pod_runs(pod, before["container"], before["image"])]
         measured = check_health(cluster, workload, pods, self.described, before["container"])
         now = datetime.now(UTC)
-        self.journals(cluster).update(
+        journal = self.journals(cluster).update(
             operation_of(context), lambda journal: journal.moved(self.component, None, "rolled-back", now)
         )
-        return {
+        result = {
             "component": self.component,
             "result": "back on its recorded template, verified",
             "seconds": round((now - since).total_seconds(), 1),
             **measured,
         }
+        return finish_rollback_step(context, journal.to_roll_back(), self.profile, self.task_id, result)
 
     def check_known(self, workload: dict[str, Any], journal: Journal) -> None:
         """:raises UnknownStateError: ``object-changed-by-others`` when the object is in no state of this operation."""

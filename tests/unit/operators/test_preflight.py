@@ -1,0 +1,192 @@
+"""The preflight procedure: every check runs, one table, and what could not be measured blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from nephoran_maintenance.operators.checks import CHECKS
+from nephoran_maintenance.operators.readiness import DecideReadinessOperator
+from tests.unit.fake_cluster import INTENT_GROUPS, SYSTEM
+from tests.unit.hooks.fake_servers import status_object
+from tests.unit.operators.conftest import System
+
+GOOD = {"check": "pods", "severity": "pass", "object": "Pod/a", "observed": "Ready", "expected": "Ready", "hint": ""}
+BAD = {**GOOD, "severity": "block", "object": "Pod/b", "observed": "Pending", "hint": "Mend it."}
+
+
+def findings(run: Any, check: str) -> list[dict[str, Any]]:
+    return [finding for finding in run.report["findings"] if finding["check"] == check]
+
+
+def add_intents(system: System, count: int, phase: str) -> None:
+    for number in range(count):
+        group = INTENT_GROUPS[number % 2]
+        path = f"/apis/{group}/v1/namespaces/{SYSTEM}/networkintents"
+        system.cluster.put(path, {"metadata": {"name": f"intent-{number}"}, "status": {"phase": phase}})
+
+
+def test_a_good_system_is_ready_and_nothing_was_written(system: System) -> None:
+    run = system.preflight(version="v2")
+    assert run.surprises == []
+    assert run.failed() == []
+    assert run.report["overall"] == "ready"
+    decision = run.results["preflight.decide_readiness", "return_value"]
+    assert decision["approval"]["ready_for_upgrade"] is True
+    assert {finding["severity"] for finding in decision["findings"]} == {"pass", "warn"}
+    assert {finding["object"] for finding in findings(run, "image")} or findings(run, "images")
+    seen = {task for task in run.order if task.startswith("preflight.check_")}
+    assert seen == {f"preflight.check_{subject}" for subject in [*CHECKS, "intents"]}
+    assert system.writes() == []
+
+
+def test_without_a_version_only_the_system_is_checked(system: System) -> None:
+    system.outside.down.add("v2")
+    run = system.preflight()
+    assert run.report["overall"] == "ready"
+
+
+def test_all_findings_are_shown_and_any_block_makes_the_run_red(system: System) -> None:
+    system.cluster.behaviour["v1"] = "crash"
+    system.cluster.add("rag-api")
+    system.outside.llm_status = 500
+    run = system.preflight()
+    assert run.surprises == []
+    assert run.report["overall"] == "not-ready"
+    assert run.states["verify_outcome"] == "failed"
+    blocking = {finding["check"] for finding in run.report["findings"] if finding["severity"] == "block"}
+    assert {"pods", "rollouts", "dependencies"} <= blocking
+    assert run.report["findings"][0]["severity"] == "block", "worst first"
+    assert "[preflight-blocked]" in run.error("preflight.decide_readiness")
+
+
+@pytest.mark.parametrize(
+    ("subject", "path"),
+    [
+        ("pods", f"/api/v1/namespaces/{SYSTEM}/pods"),
+        ("capacity", "/api/v1/nodes"),
+        ("disruption", f"/apis/policy/v1/namespaces/{SYSTEM}/poddisruptionbudgets"),
+    ],
+)
+def test_what_can_not_be_measured_blocks_after_its_retries_and_the_rest_is_still_shown(
+    system: System, subject: str, path: str
+) -> None:
+    system.cluster.fail = lambda r: status_object(503, "ServiceUnavailable", "away") if r.path == path else None
+    run = system.preflight()
+    assert run.surprises == []
+    assert run.order.count(f"preflight.check_{subject}") == 3
+    assert run.states[f"preflight.check_{subject}"] == "success"
+    found = findings(run, subject)
+    assert [finding["severity"] for finding in found] == ["block"]
+    assert found[0]["observed"].startswith("not measured: ")
+    assert found[0]["hint"]
+    assert findings(run, "rollouts")
+    assert run.report["overall"] == "not-ready"
+
+
+def test_a_weaviate_without_a_pod_is_not_reachable(system: System) -> None:
+    system.cluster.edit("weaviate", lambda workload: workload["spec"].update(replicas=0))
+    for pod in system.cluster.pods_of("weaviate"):
+        system.cluster._stop(pod)
+    run = system.preflight()
+    blocking = [f for f in findings(run, "dependencies") if f["severity"] == "block"]
+    assert [finding["observed"] for finding in blocking] == ["no pod"]
+
+
+def test_a_weaviate_that_does_not_find_a_known_object_blocks(system: System) -> None:
+    system.outside.missing_object = True
+    run = system.preflight()
+    assert "no object" in str(findings(run, "dependencies"))
+    assert run.report["overall"] == "not-ready"
+
+
+def test_an_image_that_the_registry_does_not_have_blocks(system: System) -> None:
+    run = system.preflight(version="v9")
+    assert run.report["overall"] == "not-ready"
+    assert sum(f["severity"] == "block" and "v9" in f["object"] + f["observed"] for f in run.report["findings"]) == 3
+
+
+def test_intents_in_work_are_waited_for_and_then_block(system: System) -> None:
+    add_intents(system, 11, "Processing")
+    system.edit_profile(lambda data: data["intents"].update(wait_seconds=1))
+    run = system.preflight()
+    assert findings(run, "intents")[0]["severity"] == "block"
+    assert "11" in findings(run, "intents")[0]["observed"]
+
+
+def test_intents_that_finish_while_it_waits_let_it_go_on(system: System) -> None:
+    add_intents(system, 10, "Processing")
+    looks = 0
+
+    def finish(request: Any) -> None:
+        nonlocal looks
+        looks += request.path.endswith("/networkintents")
+        if looks == 6:
+            add_intents(system, 10, "Deployed")
+
+    system.cluster.before = finish
+    run = system.preflight()
+    assert findings(run, "intents")[0]["severity"] == "pass"
+    assert run.report["overall"] == "ready"
+
+
+def test_finished_and_failed_intents_are_not_in_work(system: System) -> None:
+    add_intents(system, 12, "Failed")
+    assert system.preflight().report["overall"] == "ready"
+
+
+# ------------------------------------------------------------------------------------------------------- the decision
+
+
+class Results:
+    """The results of some checks, by task id."""
+
+    def __init__(self, **results: Any) -> None:
+        self.results, self.pushed = results, {}
+
+    def xcom_pull(self, task_ids: list[str], key: str, map_indexes: int) -> list[Any]:
+        return [self.results.get(task_id) for task_id in task_ids]
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+
+def decide(ti: Results, *checks: str) -> Any:
+    step = DecideReadinessOperator(
+        task_id="decide_readiness", kubernetes_connection_id="kubernetes_test", check_task_ids=checks
+    )
+    return step.execute({"ti": ti})  # type: ignore[typeddict-item]
+
+
+def test_only_passing_findings_say_ready() -> None:
+    assert decide(Results(a=[GOOD], b=[GOOD]), "a", "b")["approval"] == {
+        "ready_for_upgrade": True,
+        "blocking": 0,
+        "warnings": 0,
+    }
+
+
+def test_any_block_stops_and_the_table_stays(caplog: pytest.LogCaptureFixture) -> None:
+    ti = Results(a=[GOOD], b=[BAD, GOOD])
+    with pytest.raises(AirflowFailException, match=r"1 blocking finding; first pods of Pod/b: observed Pending"):
+        decide(ti, "a", "b")
+    assert ti.pushed["return_value"]["approval"]["ready_for_upgrade"] is False
+    assert len(ti.pushed["return_value"]["findings"]) == 3
+    assert ti.pushed["error"].endswith("Next: Mend it.")
+
+
+def test_a_check_without_a_result_blocks() -> None:
+    ti = Results(check_pods=[GOOD])
+    with pytest.raises(AirflowFailException, match="expected a result"):
+        decide(ti, "check_pods", "preflight.check_images")
+    missing = ti.pushed["return_value"]["findings"][0]
+    assert (missing["check"], missing["observed"]) == ("images", "not measured")
+    assert "preflight.check_images" in missing["hint"]
+
+
+def test_no_finding_at_all_is_not_ready() -> None:
+    ti = Results(a=[])
+    with pytest.raises(AirflowFailException):
+        decide(ti, "a")
