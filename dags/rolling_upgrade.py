@@ -122,8 +122,8 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
             description="The maintenance category that the change is recorded under.",
         ),
         "reason": Param(
-            "",
-            type="string",
+            None,
+            type=["null", "string"],
             maxLength=500,
             title="Reason",
             description="A sentence or a ticket number for the report.",
@@ -142,7 +142,9 @@ def rolling_upgrade() -> None:
     plan_changes = PlanUpgradeOperator(task_id="plan_changes", kubernetes_connection_id=CONNECTION)
     record_before_state = RecordBeforeStateOperator(task_id="record_before_state", kubernetes_connection_id=CONNECTION)
     measure_traffic = MeasureTrafficOperator(task_id="measure_traffic", kubernetes_connection_id=CONNECTION)
-    with TaskGroup("components", tooltip="One after the other, in the profile's order") as components:
+    with TaskGroup(
+        "components", group_display_name="Components", tooltip="One after the other, in the profile's order"
+    ) as components:
         chain(*[component_upgrade(c, kubernetes_connection_id=CONNECTION) for c in IN_ORDER])
     tested = functional_test(kubernetes_connection_id=CONNECTION)
     verify_components = VerifyComponentsOperator(task_id="verify_components", kubernetes_connection_id=CONNECTION)

@@ -17,7 +17,7 @@ import yaml
 from lab.airflow_settings import AirflowInstance
 from lab.cluster import Cluster
 from lab.config import PROJECT, LabConfig
-from lab.system.variants import Timing, Variant, variant_named
+from lab.system.profiles import for_variant
 
 MAINTENANCE_NAMESPACE = "nephoran-maintenance"
 SYSTEM_NAMESPACE = "nephoran-system"
@@ -126,22 +126,12 @@ def write_profile(config: LabConfig, path: Path, variant: str = "standard") -> N
     """Write the product's own profile with the addresses and the shape of this lab in it."""
     profile = yaml.safe_load((PROJECT / "include" / "profiles" / "nephoran.yaml").read_text(encoding="utf-8"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(for_lab(profile, config, variant_named(variant)), sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.safe_dump(for_lab(for_variant(profile, variant), config), sort_keys=False), encoding="utf-8")
 
 
-def for_lab(profile: Mapping[str, Any], config: LabConfig, shape: Variant) -> dict[str, Any]:
-    """Return the profile with the lab's registry, addresses and shape in the place of the product's examples."""
+def for_lab(profile: Mapping[str, Any], config: LabConfig) -> dict[str, Any]:
+    """Return the profile with the lab's registry and addresses in the place of the product's examples."""
     changed: dict[str, Any] = copy.deepcopy(dict(profile))
-    for name, timing in (("stateless", shape.timing), ("weaviate", shape.weaviate_timing)):
-        set_timing(changed["policies"][name], timing)
-    changed["rollout"]["progress_deadline_seconds"] = shape.timing.progress_deadline_seconds
-    changed["known_objects"]["count"] = min(changed["known_objects"]["count"], shape.knowledge_objects)
-    if shape.chart_layout:
-        for component in changed["components"]:
-            # Nothing but labels is said: kind, name, container, port and probe are found on the live object.
-            component["workload"] = {"selector": shape.labels(component["name"])}
-            component["health"] = {"http": {}}
-            component.pop("container", None)
     for component in changed["components"]:
         if component.get("repository"):
             component["repository"] = f"{config.registry}/nephoran/{component['repository'].rpartition('/')[2]}"
@@ -153,17 +143,3 @@ def for_lab(profile: Mapping[str, Any], config: LabConfig, shape: Variant) -> di
     changed["registry"] = {"plain_http": True}
     changed["reports"]["bucket"] = REPORTS_BUCKET
     return changed
-
-
-def set_timing(policy: dict[str, Any], timing: Timing) -> None:
-    """Give a rolling-update policy of the profile the durations of a variant."""
-    policy["grace_period_seconds"] = timing.grace_period_seconds
-    policy["pre_stop_sleep_seconds"] = timing.pre_stop_seconds
-    for name, probe in (("readiness", timing.readiness), ("liveness", timing.liveness)):
-        if name in policy:
-            policy[name] |= {
-                "initial_delay_seconds": probe.delay_seconds,
-                "period_seconds": probe.period_seconds,
-                "timeout_seconds": probe.timeout_seconds,
-                "failure_threshold": probe.failures,
-            }

@@ -31,7 +31,7 @@ class UpgradeRequest(BaseModel):
     version: str | None = None
     images: dict[str, str] = {}
     category: str = "minor"
-    reason: str = ""
+    reason: str | None = None
     allow_downgrade: bool = False
 
 

@@ -55,4 +55,11 @@ class DecideReadinessOperator(StepOperator):
                 context={"blocking": len(blocking)},
                 hint=first.hint,
             )
+        if not findings:
+            raise PermanentError(
+                "preflight-blocked",
+                "the system is not ready for a change: no check has found anything at all",
+                context={"blocking": 0},
+                hint="Read the logs of the checks.",
+            )
         return outcome

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from nephoran_maintenance.domain.findings import Finding
 from nephoran_maintenance.domain.journal import Journal, from_config_map
 from nephoran_maintenance.hooks.cluster import ClusterHook
 from nephoran_maintenance.settings import PROJECT_ROOT
+from nephoran_maintenance.triggers.base import PollingTrigger
 from tests.unit.dag_runner import DagRunner
 from tests.unit.fake_cluster import APPS, JOURNALS, Outside, SystemCluster, is_write
 from tests.unit.hooks.fake_servers import Received, Server, connection_json, kube_config, serving
@@ -64,6 +67,11 @@ class System:
         passed = {t: no_findings for t in dag.task_ids if t.startswith("preflight.check_")}
         given = {"mode": "apply", "components": COMPONENTS, "version": "v2", **params}
         return DagRunner(dag, given, replaced={**passed, **(replaced or {})}, run_id=run_id).run()
+
+    def with_probe(self) -> None:
+        """Have the traffic measured; most tests don't, because it takes time."""
+        url = f"http://{self.cluster.registry}/process"
+        self.edit_profile(lambda data: data.update(probe={"url": url, "rate_per_second": 20}))
 
     def journal(self) -> Journal:
         """Return the only journal."""
@@ -130,9 +138,16 @@ def system(dags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             yield found
 
 
+@pytest.fixture
+def fast_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a minute pass between two looks of a trigger."""
+    looks = itertools.count()
+    monkeypatch.setattr(PollingTrigger, "now", lambda self: datetime.now(UTC) + timedelta(minutes=next(looks)))
+
+
 def profile_text(around: Server) -> str:
     data = yaml.safe_load((PROJECT_ROOT / "include" / "profiles" / "nephoran.yaml").read_text(encoding="utf-8"))
-    data["probe"]["url"] = f"{around.url}/process"
+    del data["probe"]
     data["dependencies"][0]["url"] = f"{around.url}/v1/models"
     data["registry"]["plain_http"] = True
     return yaml.safe_dump(data)

@@ -49,8 +49,10 @@ def test_without_a_version_only_the_system_is_checked(system: System) -> None:
 
 
 def test_all_findings_are_shown_and_any_block_makes_the_run_red(system: System) -> None:
-    system.cluster.behaviour["v1"] = "crash"
-    system.cluster.add("rag-api")
+    system.cluster.behaviour["v0"] = "crash"
+    image = system.cluster.image("rag-api", "v0")
+    system.cluster.edit("rag-api", lambda w: w["spec"]["template"]["spec"]["containers"][1].update(image=image))
+    system.cluster.settle()
     system.outside.llm_status = 500
     run = system.preflight()
     assert run.surprises == []
@@ -92,7 +94,7 @@ def test_a_weaviate_without_a_pod_is_not_reachable(system: System) -> None:
         system.cluster._stop(pod)
     run = system.preflight()
     blocking = [f for f in findings(run, "dependencies") if f["severity"] == "block"]
-    assert [finding["observed"] for finding in blocking] == ["no pod"]
+    assert [finding["observed"] for finding in blocking] == ["no pod (seen from namespace nephoran-system)"]
 
 
 def test_a_weaviate_that_does_not_find_a_known_object_blocks(system: System) -> None:
@@ -108,9 +110,8 @@ def test_an_image_that_the_registry_does_not_have_blocks(system: System) -> None
     assert sum(f["severity"] == "block" and "v9" in f["object"] + f["observed"] for f in run.report["findings"]) == 3
 
 
-def test_intents_in_work_are_waited_for_and_then_block(system: System) -> None:
+def test_intents_in_work_are_waited_for_and_then_block(system: System, fast_clock: None) -> None:
     add_intents(system, 11, "Processing")
-    system.edit_profile(lambda data: data["intents"].update(wait_seconds=1))
     run = system.preflight()
     assert findings(run, "intents")[0]["severity"] == "block"
     assert "11" in findings(run, "intents")[0]["observed"]
@@ -146,7 +147,7 @@ class Results:
     def __init__(self, **results: Any) -> None:
         self.results, self.pushed = results, {}
 
-    def xcom_pull(self, task_ids: list[str], key: str, map_indexes: int) -> list[Any]:
+    def xcom_pull(self, task_ids: list[str], map_indexes: int) -> list[Any]:
         return [self.results.get(task_id) for task_id in task_ids]
 
     def xcom_push(self, key: str, value: Any) -> None:

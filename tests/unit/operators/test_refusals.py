@@ -177,7 +177,7 @@ def weaviate_down(system: System) -> dict[str, Any]:
 
 PLANS = [
     (missing_image, "image-missing", ["rag-api", "the registry does not have", "/nephoran/rag-api:v2"]),
-    (registry_down, "image-registry-unavailable", ["503", "down for maintenance"]),
+    (registry_down, "image-registry-unavailable", ["503", "the manifest of"]),
     (downgrade, "downgrade-refused", ["rag-api: v0.9 is older than the running v1", "allow_downgrade"]),
     (another_minor_of_weaviate, "weaviate-minor-refused", ["1.39.0", "1.40.0"]),
     (older_weaviate, "weaviate-downgrade-refused", ["1.39.0 is older than the running 1.39.2"]),
@@ -189,11 +189,10 @@ PLANS = [
 @pytest.mark.parametrize(
     ("prepare", "reference", "parts"), [pytest.param(*row, id=row[0].__name__.replace("_", " ")) for row in PLANS]
 )
-@pytest.mark.parametrize("mode", ["plan", "apply"])
 def test_a_target_that_is_not_allowed_is_refused_by_the_plan(
-    system: System, prepare: Callable[[System], dict[str, Any]], reference: str, parts: list[str], mode: str
+    system: System, prepare: Callable[[System], dict[str, Any]], reference: str, parts: list[str]
 ) -> None:
-    run = system.upgrade(mode=mode, **prepare(system))
+    run = system.upgrade(**prepare(system))
     error = refused_at(run, system, "plan_changes")
     assert f"[{reference}]" in error
     for part in parts:

@@ -60,6 +60,7 @@ def test_what_was_not_measured_says_so(system: System) -> None:
     def broken(step: Any, context: Any) -> Any:
         raise AirflowFailException("broken by the test")
 
+    system.with_probe()
     run = system.upgrade(
         components=["rag-api"],
         replaced={"measure_traffic": broken, "components.rag_api.wait_image": broken},
@@ -72,7 +73,6 @@ def test_what_was_not_measured_says_so(system: System) -> None:
 
 
 def test_a_profile_without_a_probe_measures_nothing_and_does_not_promise_it(system: System) -> None:
-    system.edit_profile(lambda data: data.pop("probe"))
     run = system.upgrade(components=["rag-api"])
     assert run.states["measure_traffic"] == "skipped"
     assert run.report["overall"] == "succeeded"
