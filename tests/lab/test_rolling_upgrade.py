@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lab.system.images import delete_tag, push_all
+from lab.system.images import delete_tag, push_all, push_fresh
 
 if TYPE_CHECKING:
     from conftest import Upgrades
@@ -85,6 +85,7 @@ def test_image_that_vanishes_between_plan_and_pull_is_named_and_undone(upgrades:
     """The tag is in the registry when the plan resolves it; its manifest is gone when the kubelet asks for it."""
     upgrades.prepare()
     before = upgrades.specs()
+    push_fresh(upgrades.lab.config, THIRD, "v2")  # what the node has pulled once it would not ask for again
     client = upgrades.client
     client.await_dag("rolling_upgrade")
     components = ["rag-api", THIRD]
