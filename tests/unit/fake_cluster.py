@@ -61,6 +61,7 @@ class SystemCluster(FakeCluster):
         self.intent_phase = "Deployed"
         self.keep_intents = False
         self.made = 0
+        self._at_rest = -1
         self._templates: dict[tuple[str, str], JsonObject] = {}
         self.put(
             "/api/v1/nodes",
@@ -180,12 +181,16 @@ class SystemCluster(FakeCluster):
     # ------------------------------------------------------------------------------------------------- the controllers
 
     def tick(self) -> None:
-        """Move every workload by one step."""
+        """Move every workload by one step; at rest there is nothing to look at until something is written."""
+        if self.version == self._at_rest:
+            return
+        before = self.version
         for path, found in list(self.objects.items()):
             if path.startswith(APPS) and found["kind"] in PLURALS:
                 (self._roll_stateful if found["kind"] == "StatefulSet" else self._roll)(copy.deepcopy(found))
             elif "/networkintents/" in path and not found.get("status"):
                 self.put(path.rpartition("/")[0], {**found, "status": {"phase": self.intent_phase}})
+        self._at_rest = self.version if self.version == before else -1
 
     def _roll(self, workload: JsonObject) -> None:
         name, wanted = workload["metadata"]["name"], workload["spec"]["replicas"]
@@ -391,6 +396,7 @@ class SystemCluster(FakeCluster):
     def _delete(self, request: Received) -> Reply:
         if self.keep_intents and "/networkintents/" in request.path and request.path in self.objects:
             return Reply(200, self.objects[request.path])
+        self.version += 1
         return super()._delete(request)
 
 

@@ -13,7 +13,7 @@ from nephoran_maintenance.domain.upgrade import permissions_for, requested_image
 from nephoran_maintenance.errors import MaintenanceError, TransientError
 from nephoran_maintenance.operators.admission import request_of
 from nephoran_maintenance.operators.base import StepOperator
-from nephoran_maintenance.operators.live import container_name
+from nephoran_maintenance.operators.live import container_name, health_endpoint
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -65,7 +65,9 @@ def check_dependencies(step: CheckOperator, _: Context) -> Findings:
         if component.policy != "weaviate":
             continue
         cluster, namespace = step.cluster(), step.profile.namespace_of(component)
-        pods = cluster.pods_of(cluster.get_workload(component, namespace))
+        workload = cluster.get_workload(component, namespace)
+        pods = cluster.pods_of(workload)
+        port = health_endpoint(workload, component, container_name(workload, component))[0]
         if not pods:
             findings.append(
                 preflight.check_dependency(
@@ -73,7 +75,7 @@ def check_dependencies(step: CheckOperator, _: Context) -> Findings:
                 )
             )
         for pod in pods[:1]:
-            name, port = pod["metadata"]["name"], component.health.http.port or 8080
+            name = pod["metadata"]["name"]
             with cluster.port_forward(namespace, name, port) as url:
                 weaviate = WeaviateHook(step.profile.connections.weaviate, base_url=url)
                 known = step.profile.known_objects

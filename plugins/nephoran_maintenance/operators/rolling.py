@@ -10,6 +10,7 @@ from nephoran_maintenance.domain.patches import same_spec, same_strategy, same_t
 from nephoran_maintenance.domain.stepping import Move, next_move, ordinal_of, with_partition
 from nephoran_maintenance.errors import PermanentError, TransientError
 from nephoran_maintenance.operators.base import StepOperator
+from nephoran_maintenance.operators.live import container_name, health_endpoint
 
 if TYPE_CHECKING:
     from nephoran_maintenance.hooks.cluster import ClusterHook
@@ -184,7 +185,8 @@ class RollingOperator(StepOperator):
         if not released:
             return
         pod = released[0]["metadata"]["name"]
-        namespace, port = workload["metadata"]["namespace"], self.described.health.http.port or 8080
+        namespace = workload["metadata"]["namespace"]
+        port, _ = health_endpoint(workload, self.described, container_name(workload, self.described))
         asked: dict[str, Any] = {
             "collection": known.collection if known else "",
             "object_id": known.id_of(0) if known else None,
