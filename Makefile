@@ -48,7 +48,11 @@ test-dags: venv ## what holds for every DAG
 
 .PHONY: test-lab
 test-lab: venv ## tests against a real cluster (root on Debian 12; skipped loudly elsewhere)
-	@$(PYTHON) -m pytest -q $(LAB_TESTS)
+	@$(PYTHON) -m pytest -q -m "not slow" $(LAB_TESTS)
+
+.PHONY: test-lab-long
+test-lab-long: venv ## what of the lab's tests takes long, on a machine that does nothing else
+	@$(PYTHON) -m pytest -q -m slow tests/lab
 
 .PHONY: lint
 lint: venv ## style, formatting, types, import contracts

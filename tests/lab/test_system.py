@@ -215,6 +215,7 @@ def test_one_503_of_the_registry_is_survived(lab: Lab, bridge: str) -> None:
     assert any("v2-flaky" in message and "503" in message for message in failed), failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("component", ["rag-api", "llm-processor"])
 def test_rolling_a_stateless_component_loses_no_request(lab: Lab, component: str) -> None:
     with Traffic(lab.config) as traffic:
@@ -225,6 +226,7 @@ def test_rolling_a_stateless_component_loses_no_request(lab: Lab, component: str
     assert traffic.result.failures == []
 
 
+@pytest.mark.slow
 def test_stepping_weaviate_by_ordinal_loses_no_read(lab: Lab) -> None:
     """The way that the product goes: next ordinal after a query on the new one, and all nodes in step."""
     with Traffic(lab.config) as traffic, seed.client(lab.config) as weaviate:
