@@ -1,7 +1,7 @@
 """Runs a procedure step by step in this process: trigger rules, skips, retries, deferrals and results as Airflow has them.
 
-No scheduler, no database, no waiting. What Airflow itself does with the same graph is compared in
-``tests/dags/test_runner.py``.
+No scheduler, no database, no waiting: a whole run takes less than a second. The rules are those of
+``airflow.ti_deps.deps.trigger_rule_dep``; the lab's tests run the same procedures in a real Airflow.
 """
 
 from __future__ import annotations

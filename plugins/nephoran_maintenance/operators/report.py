@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -179,11 +180,15 @@ def outcome_of(journal: Journal, verified: bool) -> Outcome | None:
 
 def render(report: dict[str, Any]) -> str:
     """Return a report as an HTML page that needs nothing else."""
+    return str(_environment().get_template(TEMPLATE).render(report=report))
+
+
+@functools.cache
+def _environment() -> Any:
     import jinja2
 
     loader = jinja2.FileSystemLoader(PROJECT_ROOT / "include" / "reports")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template(TEMPLATE).render(report=report)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
 
 
 class VerifyOutcomeOperator(StepOperator):
