@@ -17,7 +17,7 @@ DEFAULTS: dict[str, Any] = {"trigger_rule": TriggerRule.NONE_FAILED, "retry_dela
 def component_upgrade(component: Component, *, kubernetes_connection_id: str) -> TaskGroup:
     """Return the group of steps that changes one component.
 
-    ``plan_changes`` skips what the plan does not contain, so the steps run when nothing before them failed.
+    What the plan does not contain is skipped by the step before it, so the steps run when nothing before them failed.
     """
     with TaskGroup(
         identifier(component.name),

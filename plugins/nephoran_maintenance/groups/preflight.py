@@ -33,7 +33,7 @@ def preflight(*, kubernetes_connection_id: str) -> TaskGroup:
         decide = DecideReadinessOperator(
             task_id="decide_readiness",
             kubernetes_connection_id=kubernetes_connection_id,
-            check_task_ids=[f"{PREFLIGHT_GROUP}.{check.task_id.split('.')[-1]}" for check in checks],
+            check_task_ids=[check.task_id for check in checks],
             trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS,
         )
         checks >> decide

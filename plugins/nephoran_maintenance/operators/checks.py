@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nephoran_maintenance.domain import preflight
 from nephoran_maintenance.domain.findings import Finding
 from nephoran_maintenance.domain.intents import count_active, served_kinds
-from nephoran_maintenance.domain.upgrade import permissions_for, requested_image
+from nephoran_maintenance.domain.upgrade import WEAVIATE_POLICY, permissions_for, requested_image
 from nephoran_maintenance.errors import MaintenanceError, TransientError
 from nephoran_maintenance.operators.admission import request_of
 from nephoran_maintenance.operators.base import StepOperator
@@ -33,9 +33,10 @@ def check_rollouts(step: CheckOperator, context: Context) -> Findings:
 def check_capacity(step: CheckOperator, context: Context) -> Findings:
     cluster, system = step.cluster(), step.profile.namespaces.system
     surges = {name: w for name, w in step.workloads(context).items() if w["kind"] == "Deployment"}
-    findings = preflight.check_headroom(cluster.nodes(), cluster.list("Pod"), surges)
+    nodes = cluster.nodes()
+    findings = preflight.check_headroom(nodes, cluster.list("Pod"), surges)
     findings += preflight.check_quotas(cluster.list("ResourceQuota", system), surges)
-    summaries = [cluster.node_summary(node["metadata"]["name"]) for node in cluster.nodes()]
+    summaries = [cluster.node_summary(node["metadata"]["name"]) for node in nodes]
     usage = None if None in summaries else preflight.volume_usage([s for s in summaries if s], system)
     return findings + preflight.check_volumes(cluster.list("PersistentVolumeClaim", system), usage)
 
@@ -62,7 +63,7 @@ def check_dependencies(step: CheckOperator, _: Context) -> Findings:
             preflight.check_dependency(dependency.name, observed, reachable, expected, "the Airflow worker")
         )
     for component in step.profile.components:
-        if component.policy != "weaviate":
+        if component.policy != WEAVIATE_POLICY:
             continue
         cluster, namespace = step.cluster(), step.profile.namespace_of(component)
         workload = cluster.get_workload(component, namespace)

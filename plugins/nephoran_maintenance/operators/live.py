@@ -67,6 +67,21 @@ def running_digests(pods: Sequence[Mapping[str, Any]], container: str) -> dict[s
     return digests
 
 
+def check_digests(component: str, digests: Mapping[str, str | None], planned: str | None) -> None:
+    """Check that every pod runs the image that the plan resolved; without a planned digest there is nothing to check.
+
+    :raises PermanentError: ``digest-differs``.
+    """
+    for pod, digest in digests.items():
+        if planned and digest != planned:
+            raise PermanentError(
+                "digest-differs",
+                f"{component}: pod {pod} runs {digest}, planned was {planned}",
+                context={"component": component, "pod": pod},
+                hint="The registry gave out another image than the plan resolved; check who moved the tag.",
+            )
+
+
 def health_endpoint(workload: Mapping[str, Any], component: Component, container: str) -> tuple[int, str]:
     """Return port and path of the health check: the profile's, else those of the live readiness probe.
 

@@ -16,6 +16,8 @@ from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from nephoran_maintenance.hooks.cluster import ClusterHook
+
 
 class RecordBeforeStateOperator(StepOperator):
     """Write the journal with every planned change, each object's exact state before and after it.
@@ -29,7 +31,7 @@ class RecordBeforeStateOperator(StepOperator):
         store = self.journals(cluster)
         operation = operation_of(context)
         if store.find(operation) is None:
-            self.check_unchanged(plan)
+            self.check_unchanged(cluster, plan)
         journal = store.create(
             Journal(
                 operation_id=operation,
@@ -61,9 +63,8 @@ class RecordBeforeStateOperator(StepOperator):
         self.log.info("Journal %s has %d entries", operation, len(journal.entries))
         return finish_change_step(context, journal, self.profile, None, operation)
 
-    def check_unchanged(self, plan: Plan) -> None:
+    def check_unchanged(self, cluster: ClusterHook, plan: Plan) -> None:
         """:raises PermanentError: ``plan-outdated`` when an object has changed since it was planned for."""
-        cluster = self.cluster()
         first: dict[str, Any] = {}
         for change in plan.changes:
             first.setdefault(change.component, change)

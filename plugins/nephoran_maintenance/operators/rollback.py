@@ -31,8 +31,8 @@ class DecideRollbackOperator(StepOperator):
 
     def act(self, context: Context) -> Any:
         journal = journal_of(context, self.journals())
-        concerned = [] if journal is None or stands(context, journal) else journal.to_roll_back()
         kept = journal is not None and stands(context, journal)
+        concerned = [] if journal is None or kept else journal.to_roll_back()
         decision = "roll back" if concerned else "keep" if kept else "nothing was changed"
         self.log.info("Decision: %s%s", decision, f" {', '.join(concerned)}" if concerned else "")
         result = {"decision": decision, "components": concerned}
@@ -86,8 +86,6 @@ class RollbackComponentOperator(RollingOperator):
         def check_known(workload: dict[str, Any]) -> None:
             self.check_known(workload, journal)
 
-        if begun[0].workload.kind != "StatefulSet":
-            self.put_in_place(cluster, before, check_known)
         workload = self.roll(cluster, before, since, check_known)
         pods = [pod for pod in cluster.pods_of(workload) if pod_runs(pod, before["container"], before["image"])]
         measured = check_health(cluster, workload, pods, self.described, before["container"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nephoran_maintenance.domain.patches import same_spec, same_strategy, same_template, spec_patch
 from nephoran_maintenance.domain.stepping import Move, next_move, ordinal_of, with_partition
+from nephoran_maintenance.domain.upgrade import WEAVIATE_POLICY
 from nephoran_maintenance.errors import PermanentError, TransientError
 from nephoran_maintenance.operators.base import StepOperator
 from nephoran_maintenance.operators.live import container_name, health_endpoint
@@ -179,7 +180,7 @@ class RollingOperator(StepOperator):
         from nephoran_maintenance.triggers.condition import WeaviateNodeTrigger, missing_on_pod
 
         known = self.profile.known_objects
-        if self.described.policy != "weaviate" or above is None:
+        if self.described.policy != WEAVIATE_POLICY or above is None:
             return
         released = sorted((pod for pod in pods if ordinal_of(pod) > above), key=ordinal_of)
         if not released:

@@ -10,7 +10,7 @@ from nephoran_maintenance.domain.patches import same_spec, same_template
 from nephoran_maintenance.domain.stepping import Move
 from nephoran_maintenance.errors import PermanentError, UnknownStateError
 from nephoran_maintenance.operators.base import finish_change_step, operation_of
-from nephoran_maintenance.operators.live import check_health, running_digests
+from nephoran_maintenance.operators.live import check_digests, check_health, running_digests
 from nephoran_maintenance.operators.rolling import RollingOperator
 
 if TYPE_CHECKING:
@@ -152,15 +152,7 @@ class WaitForChangeOperator(ChangeOperator):
         ]
         measured = check_health(cluster, workload, pods, self.described, entry.intended["container"])
         digests = running_digests(pods, entry.intended["container"])
-        wrong = {pod: digest for pod, digest in digests.items() if entry.digest and digest != entry.digest}
-        if wrong:
-            pod, digest = next(iter(wrong.items()))
-            raise PermanentError(
-                "digest-differs",
-                f"{self.component}: pod {pod} runs {digest}, planned was {entry.digest}",
-                context={"component": self.component, "pod": pod},
-                hint="The registry gave out another image than the plan resolved; check who moved the tag.",
-            )
+        check_digests(self.component, digests, entry.digest)
         journal = self.journals(cluster).update(
             operation_of(context),
             lambda journal: journal.moved(self.component, self.change_kind, "verified", datetime.now(UTC)),

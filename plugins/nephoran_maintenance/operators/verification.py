@@ -8,7 +8,7 @@ from nephoran_maintenance.domain.patches import same_spec
 from nephoran_maintenance.domain.step_ids import change_step_ids
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import StepOperator, operation_of, pull_all
-from nephoran_maintenance.operators.live import check_health, running_digests
+from nephoran_maintenance.operators.live import check_digests, check_health, running_digests
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -41,14 +41,7 @@ class VerifyComponentsOperator(StepOperator):
             pods = cluster.pods_of(workload)
             measured = check_health(cluster, workload, pods, component, container)
             digests = running_digests(pods, container)
-            for pod, digest in digests.items():
-                if entry.digest and digest != entry.digest:
-                    raise PermanentError(
-                        "digest-differs",
-                        f"{name}: pod {pod} runs {digest}, planned was {entry.digest}",
-                        context={"component": name, "pod": pod},
-                        hint="The registry gave out another image than the plan resolved; check who moved the tag.",
-                    )
+            check_digests(name, digests, entry.digest)
             if measured["ready"] < measured["desired"]:
                 raise PermanentError(
                     "pods-not-ready",
