@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 # before the first import of Airflow, which makes a configuration where this points to
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-home-"))
-sys.path.insert(0, str(Path(__file__).parent))
 
-from fake_servers import FakeCluster, Server, connection_json, kube_config, serving
+from tests.unit.hooks.fake_servers import FakeCluster, Server, connection_json, kube_config, serving
 
 
 @pytest.fixture

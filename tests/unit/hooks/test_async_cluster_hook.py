@@ -9,10 +9,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_servers import FakeCluster, Reply, Server, connection_json, deployment, event, kube_config, pod, status_object
 
 from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
 from nephoran_maintenance.hooks.async_cluster import AsyncClusterHook
+from tests.unit.hooks.fake_servers import (
+    FakeCluster,
+    Reply,
+    Server,
+    connection_json,
+    deployment,
+    event,
+    kube_config,
+    pod,
+    status_object,
+)
 
 NAMESPACE = "/api/v1/namespaces/ns"
 APPS = "/apis/apps/v1/namespaces/ns"

@@ -9,7 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_servers import (
+
+from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
+from nephoran_maintenance.hooks.cluster import ClusterHook
+from nephoran_maintenance.hooks.kubernetes_rest import Resource
+from tests.unit.hooks.fake_servers import (
     FakeCluster,
     Received,
     Reply,
@@ -22,10 +26,6 @@ from fake_servers import (
     serving,
     status_object,
 )
-
-from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
-from nephoran_maintenance.hooks.cluster import ClusterHook
-from nephoran_maintenance.hooks.kubernetes_rest import Resource
 
 NAMESPACE = "/api/v1/namespaces/ns"
 APPS = "/apis/apps/v1/namespaces/ns"

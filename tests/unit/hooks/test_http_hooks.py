@@ -11,12 +11,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from fake_servers import Answer, Received, Reply, Server, connection_json, serving
 
 from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
 from nephoran_maintenance.hooks.image_registry import ImageRegistryHook
 from nephoran_maintenance.hooks.prometheus_api import PrometheusHook
 from nephoran_maintenance.hooks.weaviate_api import AsyncWeaviate, WeaviateHook, missing_on
+from tests.unit.hooks.fake_servers import Answer, Received, Reply, Server, connection_json, serving
 
 Serve = Callable[[Answer], Server]
 

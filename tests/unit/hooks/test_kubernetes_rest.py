@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fake_servers import deployment, event, pod
 
 from nephoran_maintenance.hooks.kubernetes_rest import (
     Resource,
@@ -16,6 +15,7 @@ from nephoran_maintenance.hooks.kubernetes_rest import (
     selector_text,
     server_name,
 )
+from tests.unit.hooks.fake_servers import deployment, event, pod
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import pytest
-from fake_servers import Received, Reply, Server, connection_json, serving
 
 from nephoran_maintenance.errors import MaintenanceError, PermanentError
 from nephoran_maintenance.hooks.object_store import ObjectStoreHook
+from tests.unit.hooks.fake_servers import Received, Reply, Server, connection_json, serving
 
 KEY = "reports/rolling_upgrade/op-1/report.json"
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import requests
-from fake_servers import connection_json, kube_config, pod
 from websockets.datastructures import Headers
 from websockets.http11 import Response
 from websockets.sync.server import Server, ServerConnection, serve
@@ -18,6 +17,7 @@ from websockets.typing import Subprotocol
 
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.hooks.cluster import ClusterHook
+from tests.unit.hooks.fake_servers import connection_json, kube_config, pod
 
 PORT = 8080
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from airflow.sdk._shared.module_loading import import_string
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
-from fake_servers import FakeCluster, Server, deployment, event, pod, status_object
 
 from nephoran_maintenance.errors import PermanentError, TransientError
 from nephoran_maintenance.hooks.cluster import ClusterHook
 from nephoran_maintenance.hooks.evidence import collect_evidence, evidence_text
 from nephoran_maintenance.sensors.rollout import RolloutSensor, rollout_error
+from tests.unit.hooks.fake_servers import FakeCluster, Server, deployment, event, pod, status_object
 
 NAMESPACE = "/api/v1/namespaces/ns"
 APPS = "/apis/apps/v1/namespaces/ns"

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from airflow.sdk._shared.module_loading import import_string
-from fake_servers import FakeCluster, Received, Reply, Server, connection_json, status_object
 
 from nephoran_maintenance.errors import TransientError
 from nephoran_maintenance.hooks.cluster import ClusterHook
@@ -22,6 +21,7 @@ from nephoran_maintenance.triggers.condition import (
     IntentTrigger,
     WeaviateNodeTrigger,
 )
+from tests.unit.hooks.fake_servers import FakeCluster, Received, Reply, Server, connection_json, status_object
 
 INTENTS = "/apis/nephoran.com/v1/namespaces/sandbox/networkintents"
 REFERENCE = {

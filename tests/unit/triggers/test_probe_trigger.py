@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from airflow.sdk._shared.module_loading import import_string
-from fake_servers import FakeCluster, Received, Reply, Server, serving
 
 from nephoran_maintenance.triggers.probe import ProbeTrigger, append_samples, read_samples
+from tests.unit.hooks.fake_servers import FakeCluster, Received, Reply, Server, serving
 
 JOURNALS = "/api/v1/namespaces/maintenance/configmaps"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from airflow.sdk._shared.module_loading import import_string
-from fake_servers import FakeCluster, Received, Reply, Server, deployment, event, pod, status_object
 
 from nephoran_maintenance.triggers.rollout import RolloutTrigger
+from tests.unit.hooks.fake_servers import FakeCluster, Received, Reply, Server, deployment, event, pod, status_object
 
 NAMESPACE = "/api/v1/namespaces/ns"
 APPS = "/apis/apps/v1/namespaces/ns"
