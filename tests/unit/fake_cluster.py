@@ -61,6 +61,8 @@ class SystemCluster(FakeCluster):
         self.intent_phase = "Deployed"
         self.keep_intents = False
         self.made = 0
+        self.accepted: list[Received] = []
+        """The writes that were done; one that met another write is not among them."""
         self._at_rest = -1
         self._templates: dict[tuple[str, str], JsonObject] = {}
         self.put(
@@ -340,6 +342,12 @@ class SystemCluster(FakeCluster):
     # --------------------------------------------------------------------------------------------------- the API server
 
     def __call__(self, request: Received) -> Reply:
+        reply = self._answer(request)
+        if is_write(request) and reply.status < 300:
+            self.accepted.append(request)
+        return reply
+
+    def _answer(self, request: Received) -> Reply:
         self.before(request)
         self.tick()
         if self.fail is not None and (reply := self.fail(request)) is not None:

@@ -10,10 +10,10 @@ from nephoran_maintenance.domain import preflight
 from nephoran_maintenance.domain.findings import Finding
 from nephoran_maintenance.domain.intents import count_active, served_kinds
 from nephoran_maintenance.domain.upgrade import WEAVIATE_POLICY, permissions_for, requested_image
+from nephoran_maintenance.engine.live import container_name, health_endpoint
 from nephoran_maintenance.errors import MaintenanceError, TransientError
 from nephoran_maintenance.operators.admission import request_of
 from nephoran_maintenance.operators.base import StepOperator
-from nephoran_maintenance.operators.live import container_name, health_endpoint
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

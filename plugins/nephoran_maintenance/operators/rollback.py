@@ -9,9 +9,10 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from nephoran_maintenance.domain.journal import Journal
 from nephoran_maintenance.domain.step_ids import VERIFY_COMPONENTS
+from nephoran_maintenance.engine.live import check_health
+from nephoran_maintenance.engine.rolling import Wait
 from nephoran_maintenance.errors import PermanentError, UnknownStateError
 from nephoran_maintenance.operators.base import StepOperator, finish_rollback_step, journal_of, operation_of, states_of
-from nephoran_maintenance.operators.live import check_health
 from nephoran_maintenance.operators.rolling import RollingOperator
 from nephoran_maintenance.operators.rollout import pod_runs
 
@@ -67,7 +68,8 @@ class RollbackComponentOperator(RollingOperator):
             )
         if stands(context, journal):
             raise AirflowSkipException("every change is verified; the operation stays as it is")
-        self.check_known(self.workload(cluster), journal)
+        roller = self.roller(cluster, journal.entries_of(self.component)[0])
+        self.check_known(roller.workload(), journal)
         journal = store.update(
             operation, lambda journal: journal.moved(self.component, None, "rolling-back", datetime.now(UTC))
         )
@@ -76,7 +78,8 @@ class RollbackComponentOperator(RollingOperator):
     def resume(self, context: Context, event: dict[str, Any]) -> Any:
         cluster = self.cluster()
         journal = self.journals(cluster).read(operation_of(context))
-        self.check_event(cluster, event, journal.entries_of(self.component)[0].before["container"])
+        entry = journal.entries_of(self.component)[0]
+        self.check_event(self.roller(cluster, entry), event, entry.before["container"])
         return self.go_back(context, cluster, journal)
 
     def go_back(self, context: Context, cluster: ClusterHook, journal: Journal) -> Any:
@@ -86,9 +89,11 @@ class RollbackComponentOperator(RollingOperator):
         def check_known(workload: dict[str, Any]) -> None:
             self.check_known(workload, journal)
 
-        workload = self.roll(cluster, before, since, check_known)
-        pods = [pod for pod in cluster.pods_of(workload) if pod_runs(pod, before["container"], before["image"])]
-        measured = check_health(cluster, workload, pods, self.described, before["container"])
+        found = self.roller(cluster, begun[0]).roll(before, since, check_known)
+        if isinstance(found, Wait):
+            self.wait_for(found)
+        pods = [pod for pod in cluster.pods_of(found) if pod_runs(pod, before["container"], before["image"])]
+        measured = check_health(cluster, found, pods, self.described, before["container"])
         now = datetime.now(UTC)
         journal = self.journals(cluster).update(
             operation_of(context), lambda journal: journal.moved(self.component, None, "rolled-back", now)

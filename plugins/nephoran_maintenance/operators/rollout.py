@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from nephoran_maintenance.domain.journal import Journal, JournalEntry
 from nephoran_maintenance.domain.patches import same_spec, same_template
-from nephoran_maintenance.domain.stepping import Move
+from nephoran_maintenance.engine.live import check_digests, check_health, running_digests
+from nephoran_maintenance.engine.rolling import Wait
 from nephoran_maintenance.errors import PermanentError, UnknownStateError
 from nephoran_maintenance.operators.base import finish_change_step, operation_of
-from nephoran_maintenance.operators.live import check_digests, check_health, running_digests
 from nephoran_maintenance.operators.rolling import RollingOperator
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ class ApplyChangeOperator(ChangeOperator):
         cluster = self.cluster()
         store, operation = self.journals(cluster), operation_of(context)
         entry = self.entry(store.read(operation))
-        workload = self.workload(cluster)
-        self.check_known(workload, entry)
+        self.check_known(self.roller(cluster, entry).workload(), entry)
         journal = store.update(
             operation,
             lambda journal: (
@@ -82,19 +81,21 @@ class ApplyChangeOperator(ChangeOperator):
     def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         cluster = self.cluster()
         entry = self.entry(self.journals(cluster).read(operation_of(context)))
-        self.check_event(cluster, event, entry.intended["container"])
+        self.check_event(self.roller(cluster, entry), event, entry.intended["container"])
         return self.go_on(context, cluster, entry)
 
     def go_on(self, context: Context, cluster: ClusterHook, entry: JournalEntry) -> dict[str, Any]:
-        since = entry.at["intended"]
+        roller = self.roller(cluster, entry)
 
         def check_known(workload: dict[str, Any]) -> None:
             self.check_known(workload, entry)
 
         if entry.workload.kind == "StatefulSet":
-            self.roll(cluster, entry.intended, since, check_known)
+            found = roller.roll(entry.intended, entry.at["intended"], check_known)
+            if isinstance(found, Wait):
+                self.wait_for(found)
         else:
-            self.put_in_place(cluster, entry.intended, check_known)
+            roller.put_in_place(entry.intended, check_known)
         self.journals(cluster).update(
             operation_of(context),
             lambda journal: (
@@ -132,11 +133,12 @@ class WaitForChangeOperator(ChangeOperator):
     def resume(self, context: Context, event: dict[str, Any]) -> Any:
         cluster = self.cluster()
         entry = self.entry(self.journals(cluster).read(operation_of(context)))
-        self.check_event(cluster, event, entry.intended["container"])
+        self.check_event(self.roller(cluster, entry), event, entry.intended["container"])
         return self.see_through(context, cluster, entry)
 
     def see_through(self, context: Context, cluster: ClusterHook, entry: JournalEntry) -> Any:
-        workload = self.workload(cluster)
+        roller = self.roller(cluster, entry)
+        workload = roller.workload()
         if not same_spec(workload, entry.intended):
             raise UnknownStateError(
                 "object-changed-by-others",
@@ -144,7 +146,9 @@ class WaitForChangeOperator(ChangeOperator):
                 context={"component": self.component},
                 hint="Somebody changed it during the rollout; look at its managed fields.",
             )
-        self._rolled_out(cluster, workload, Move("wait"), entry.intended, entry.at["intended"])
+        wait = roller.rolled_out(workload, entry.intended, entry.at["intended"])
+        if wait is not None:
+            self.wait_for(wait)
         pods = [
             pod
             for pod in cluster.pods_of(workload)

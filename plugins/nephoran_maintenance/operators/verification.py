@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from nephoran_maintenance.domain.patches import same_spec
 from nephoran_maintenance.domain.step_ids import change_step_ids
+from nephoran_maintenance.engine.live import check_digests, check_health, running_digests
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import StepOperator, operation_of, pull_all
-from nephoran_maintenance.operators.live import check_digests, check_health, running_digests
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class VerifyComponentsOperator(StepOperator):
     """Check all changed components together: template, image digests of every pod, health, no restart since.
 
-    Returns by component what :func:`nephoran_maintenance.operators.live.check_health` has measured, with ``digests``.
+    Returns by component what :func:`nephoran_maintenance.engine.live.check_health` has measured, with ``digests``.
     Changes nothing. Safe to repeat: yes.
     """
 

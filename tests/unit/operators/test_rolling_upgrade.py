@@ -18,9 +18,9 @@ WEAVIATE, RAG, LLM = "components.weaviate", "components.rag_api", "components.ll
 
 
 def patches_of(system: System, name: str) -> list[Any]:
-    return [
-        r.json for r in system.writes() if r.method == "PATCH" and r.path.startswith(APPS) and r.path.endswith(name)
-    ]
+    """Return the patches of a component's workload that were accepted."""
+    done = [r for r in system.cluster.accepted if r.method == "PATCH" and r.path.startswith(APPS)]
+    return [request.json for request in done if request.path.endswith(name)]
 
 
 def test_brings_all_components_to_the_new_version(system: System) -> None:
