@@ -21,6 +21,7 @@ JsonObject = dict[str, Any]
 SYSTEM, OWN = "nephoran-system", "nephoran-maintenance"
 APPS = f"/apis/apps/v1/namespaces/{SYSTEM}"
 PODS = f"/api/v1/namespaces/{SYSTEM}/pods"
+LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{OWN}/leases"
 JOURNALS = f"/api/v1/namespaces/{OWN}/configmaps"
 INTENT_GROUPS = ("intent.nephoran.com", "nephoran.com")
 PLURALS = {"Deployment": "deployments", "StatefulSet": "statefulsets", "DaemonSet": "daemonsets"}
@@ -374,7 +375,7 @@ class SystemCluster(FakeCluster):
 
     def _get(self, request: Received) -> Reply:
         folder, _, name = request.path.rpartition("/")
-        kinds = (*PLURALS.values(), "configmaps", "networkintents")
+        kinds = (*PLURALS.values(), "configmaps", "networkintents", "leases")
         if request.path not in self.objects and folder.rpartition("/")[2] in kinds:
             return status_object(404, "NotFound", f'"{name}" not found')
         return super()._get(request)
@@ -431,10 +432,15 @@ def _json_patch(target: JsonObject, operation: JsonObject) -> str:
     parts = [part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]]
     *parents, last = parts
     for part in parents:
+        if part not in target:
+            return f"error in {operation['op']} for path: '{operation['path']}': missing path"
         target = target[part]
     if operation["op"] == "test":
         same = target.get(last) == operation["value"]
         return "" if same else f"testing value {operation['path']} failed: test failed"
+    if operation["op"] == "remove":
+        del target[last]
+        return ""
     if operation["op"] not in ("add", "replace"):
         raise AssertionError(f"the fake cluster does not know {operation['op']}")
     target[last] = operation["value"]

@@ -214,6 +214,11 @@ def permissions_for(profile: SystemProfile, intent_groups: Sequence[str], *, cha
             for verb in ("get", "create", "delete")
         ]
         wanted += [
-            {"verb": v, "resource": "configmaps", "namespace": own} for v in ("get", "create", "update", "patch")
+            {"verb": v, "resource": "configmaps", "namespace": own}
+            for v in ("get", "create", "update", "patch", "delete")
+        ]
+        wanted += [
+            {"verb": v, "group": "coordination.k8s.io", "resource": "leases", "namespace": own}
+            for v in ("get", "create", "update")
         ]
     return wanted

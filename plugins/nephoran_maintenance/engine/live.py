@@ -1,4 +1,4 @@
-"""What the operators read of live objects, in the words of the profile: container, image, digests, health."""
+"""What the procedures read of live objects, in the words of the profile: container, image, digests, health."""
 
 from __future__ import annotations
 
@@ -55,6 +55,11 @@ def alive(pods: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         if not pod["metadata"].get("deletionTimestamp")
         and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
     ]
+
+
+def pod_runs(pod: Mapping[str, Any], container: str, image: str) -> bool:
+    """Return whether a pod's container is meant to run an image."""
+    return any(c["name"] == container and c["image"] == image for c in pod["spec"]["containers"])
 
 
 def running_digests(pods: Sequence[Mapping[str, Any]], container: str) -> dict[str, str | None]:

@@ -13,8 +13,9 @@ from logging import getLogger
 from typing import Any
 
 from nephoran_maintenance.domain.journal import Workload
+from nephoran_maintenance.domain.lease import check_fence, fence_test
 from nephoran_maintenance.domain.patches import same_spec, same_strategy, same_template, spec_patch
-from nephoran_maintenance.domain.stepping import Move, next_move, ordinal_of, with_partition
+from nephoran_maintenance.domain.stepping import Move, is_ready, next_move, ordinal_of, with_partition
 from nephoran_maintenance.domain.upgrade import WEAVIATE_POLICY
 from nephoran_maintenance.engine.answers import missing_on_pod
 from nephoran_maintenance.engine.live import container_name, health_endpoint
@@ -22,6 +23,7 @@ from nephoran_maintenance.engine.rollout import look, rollout_error
 from nephoran_maintenance.errors import MaintenanceError, TransientError
 from nephoran_maintenance.hooks.cluster import ClusterHook
 from nephoran_maintenance.hooks.evidence import collect_evidence
+from nephoran_maintenance.hooks.lease_store import HeldLease
 from nephoran_maintenance.profile import Component, SystemProfile
 
 CONFLICT_TRIES = 5
@@ -59,6 +61,7 @@ class Roller:
 
     :param component: how the profile describes it.
     :param reference: which object it is.
+    :param lease: the lease in the hands of the operation; each write is fenced by its token.
     :param weaviate_key: the API key where no Airflow connection can be read; empty: anonymous.
     """
 
@@ -68,6 +71,7 @@ class Roller:
         profile: SystemProfile,
         component: Component,
         reference: Workload,
+        lease: HeldLease,
         *,
         weaviate_key: str | None = None,
         log: Any = None,
@@ -76,6 +80,7 @@ class Roller:
         self.profile = profile
         self.component = component
         self.reference = reference
+        self.lease = lease
         self.weaviate_key = weaviate_key
         self.log = log or getLogger(__name__)
 
@@ -98,6 +103,7 @@ class Roller:
         conflicts = 0
         while True:
             workload = self.workload()
+            check_fence(workload, self.lease.token)
             check_known(workload)
             pods = self.cluster.pods_of(workload)
             move = next_move(
@@ -133,6 +139,7 @@ class Roller:
         """Put a Deployment's or DaemonSet's intended spec in place; somebody's write in between is looked at first."""
         for attempt in range(CONFLICT_TRIES):
             workload = self.workload()
+            check_fence(workload, self.lease.token)
             check_known(workload)
             if same_spec(workload, intended):
                 return
@@ -145,13 +152,24 @@ class Roller:
                 return
 
     def make(self, workload: dict[str, Any], move: Move, intended: dict[str, Any]) -> None:
-        """Make one move; a write that was decided on an older version of the object fails and is decided again."""
+        """Make one move; a write that was decided on an older version of the object fails and is decided again.
+
+        A pod has no fence of its own: it is deleted only as it was looked at, broken and of an older revision.
+        """
+        self.lease.keep()
         kind, name, namespace = workload["kind"], workload["metadata"]["name"], workload["metadata"]["namespace"]
         self.log.info("%s %s: %s", kind, name, move)
         if move.action == "replace":
             pod = self.cluster.find("Pod", str(move.pod), namespace)
-            if pod is not None:
-                self.cluster.delete("Pod", pod["metadata"]["name"], namespace, uid=pod["metadata"]["uid"])
+            if pod is not None and not is_ready(pod):
+                metadata = pod["metadata"]
+                self.cluster.delete(
+                    "Pod",
+                    metadata["name"],
+                    namespace,
+                    uid=metadata["uid"],
+                    resource_version=metadata["resourceVersion"],
+                )
             return
         strategy = intended["strategy"]
         if move.partition is not None:
@@ -160,7 +178,7 @@ class Roller:
             kind,
             name,
             namespace,
-            spec_patch(workload, template=intended["template"], strategy=strategy),
+            [fence_test(self.lease.token), *spec_patch(workload, template=intended["template"], strategy=strategy)],
             patch_type="json",
             resource_version=workload["metadata"]["resourceVersion"],
         )

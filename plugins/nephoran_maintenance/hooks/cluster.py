@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote, urlencode
@@ -32,6 +32,7 @@ from nephoran_maintenance.hooks.kubernetes_rest import (
     cluster_settings,
     events_about,
     list_items,
+    moment_of_header,
     parse_json,
     resource_of,
     resource_path,
@@ -56,6 +57,8 @@ class Answer:
 
     status: int
     body: bytes
+    at: datetime | None = None
+    """The server's own time; None when it did not say."""
 
     @property
     def text(self) -> str:
@@ -189,7 +192,7 @@ class ClusterHook:
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise unreachable_error(self.server, self.connection_id, error, about) from error
-        answer = Answer(int(response.status), bytes(response.data))
+        answer = Answer(int(response.status), bytes(response.data), moment_of_header(response.headers.get("Date")))
         if raise_for_status and not 200 <= answer.status <= 299:
             raise status_error(
                 answer.status, answer.body, about, self.connection_id, self.server, self.settings.secrets
@@ -219,6 +222,16 @@ class ClusterHook:
             if error.reference == "not-found":
                 return None
             raise
+
+    def get_at(self, kind: str | Resource, name: str, namespace: str | None = None) -> tuple[JsonObject, datetime]:
+        """Return one object and the API server's time of the answer, which all who share it agree on.
+
+        :raises PermanentError: ``not-found`` when it does not exist.
+        """
+        resource = resource_of(kind)
+        about = Request("get", resource.label, namespace, name)
+        answer = self.request("GET", resource_path(resource, namespace, name), about)
+        return parse_json(answer.body, about, self.connection_id, self.server), answer.at or datetime.now(UTC)
 
     def list(
         self,
@@ -365,6 +378,7 @@ class ClusterHook:
         namespace: str | None = None,
         *,
         uid: str | None = None,
+        resource_version: str | None = None,
         propagation: Literal["Background", "Foreground", "Orphan"] = "Background",
         grace_period: timedelta | None = None,
         dry_run: bool = False,
@@ -372,13 +386,15 @@ class ClusterHook:
         """Delete an object; finalizers may keep it for a while, so look for it afterwards.
 
         :param uid: delete only the object with this uid.
+        :param resource_version: delete it only as it was looked at.
         :returns: False when there was nothing to delete.
         """
         resource = resource_of(kind)
         about = Request("delete", resource.label, namespace, name)
         options: JsonObject = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
-        if uid is not None:
-            options["preconditions"] = {"uid": uid}
+        given = {"uid": uid, "resourceVersion": resource_version}
+        if any(given.values()):
+            options["preconditions"] = {key: value for key, value in given.items() if value}
         if grace_period is not None:
             options["gracePeriodSeconds"] = int(grace_period.total_seconds())
         if dry_run:

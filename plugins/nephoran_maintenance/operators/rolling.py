@@ -12,6 +12,7 @@ from nephoran_maintenance.operators.base import StepOperator
 if TYPE_CHECKING:
     from nephoran_maintenance.domain.journal import JournalEntry
     from nephoran_maintenance.hooks.cluster import ClusterHook
+    from nephoran_maintenance.hooks.lease_store import HeldLease
     from nephoran_maintenance.profile import Component
 
 LONGEST_ROLLOUT = timedelta(hours=2)
@@ -77,9 +78,9 @@ class RollingOperator(WaitingOperator):
     def described(self) -> Component:
         return self.profile.component(self.component)
 
-    def roller(self, cluster: ClusterHook, entry: JournalEntry) -> Roller:
+    def roller(self, cluster: ClusterHook, entry: JournalEntry, lease: HeldLease) -> Roller:
         """Return the engine for the workload of a journal's entry."""
-        return Roller(cluster, self.profile, self.described, entry.workload, log=self.log)
+        return Roller(cluster, self.profile, self.described, entry.workload, lease, log=self.log)
 
     def check_event(self, roller: Roller, event: dict[str, Any], container: str) -> None:
         """Raise what a trigger's event has to say, when it is not good news."""
