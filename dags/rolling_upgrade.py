@@ -18,6 +18,7 @@ the difference of each component in the report.
 | step | meaning | if it fails |
 |---|---|---|
 | `check_request` | parameters, profile, cluster and permissions | nothing was changed; correct what the message names |
+| `recover_operations` | an operation that was left open is finished or undone first; with `mode = plan` it is only reported | nothing new was changed; its message says what a person must look at |
 | `preflight` | all findings in one table; any *block* stops the run | nothing was changed; follow the hint of each finding |
 | `plan_changes` | tags resolved to digests, a server-side dry-run difference per component | nothing was changed; correct what the message names |
 | `acquire_lease` | takes the lease on the system; with `if_busy = wait` it waits for another operation to end | nothing was changed; the message names the owner |
@@ -63,6 +64,7 @@ from nephoran_maintenance.operators.admission import CheckRequestOperator
 from nephoran_maintenance.operators.lease import AcquireLeaseOperator, HoldLeaseOperator, ReleaseLeaseOperator
 from nephoran_maintenance.operators.planning import PlanUpgradeOperator
 from nephoran_maintenance.operators.recording import RecordBeforeStateOperator
+from nephoran_maintenance.operators.recovery import RecoverOperationsOperator
 from nephoran_maintenance.operators.report import ReportOperator, VerifyOutcomeOperator
 from nephoran_maintenance.operators.traffic import MeasureTrafficOperator, StopTrafficOperator
 from nephoran_maintenance.operators.verification import VerifyComponentsOperator
@@ -150,6 +152,7 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
 )
 def rolling_upgrade() -> None:
     check_request = CheckRequestOperator(task_id="check_request", kubernetes_connection_id=CONNECTION)
+    recover_operations = RecoverOperationsOperator(task_id="recover_operations", kubernetes_connection_id=CONNECTION)
     ready = preflight(kubernetes_connection_id=CONNECTION)
     plan_changes = PlanUpgradeOperator(task_id="plan_changes", kubernetes_connection_id=CONNECTION)
     acquire_lease = AcquireLeaseOperator(task_id="acquire_lease", kubernetes_connection_id=CONNECTION).as_setup()
@@ -168,8 +171,8 @@ def rolling_upgrade() -> None:
     release_lease = ReleaseLeaseOperator(task_id="release_lease", kubernetes_connection_id=CONNECTION)
     verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION, retries=0)
 
-    check_request >> ready >> plan_changes >> acquire_lease >> record_before_state >> components >> tested
-    tested >> verify_components
+    check_request >> recover_operations >> ready >> plan_changes >> acquire_lease >> record_before_state
+    record_before_state >> components >> tested >> verify_components
     # The group ends with the deletion, which runs whatever happened: what it waited for must have succeeded too.
     tested.get_child_by_label("wait_test_intents") >> verify_components
     verify_components >> undone >> stop_traffic >> report_operation >> release_lease >> verify_outcome

@@ -81,10 +81,10 @@ def judge(
     if not journal.begun():
         gone = any(entry.step == "rolled-back" for entry in journal.entries)
         return Judgement("undo", "everything was back already" if gone else "nothing had been changed yet")
-    if journal.turned_back_at is not None:
-        return Judgement("undo", "its own way back had begun")
     if back:
         return Judgement("undo", "a person wants it undone")
+    if journal.turned_back_at is not None:
+        return Judgement("undo", "the way back had begun")
     return Judgement("undo", f"{_unfinished(journal)}, and its owner is gone")
 
 

@@ -13,6 +13,7 @@ CHANGE_KINDS = ("policy", "image")
 
 CHECK_REQUEST = "check_request"
 PLAN_CHANGES = "plan_changes"
+RECOVER_OPERATIONS = "recover_operations"
 ACQUIRE_LEASE = "acquire_lease"
 HOLD_LEASE = "hold_lease"
 RELEASE_LEASE = "release_lease"

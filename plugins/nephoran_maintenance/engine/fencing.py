@@ -18,13 +18,23 @@ CONFLICT_TRIES = 10
 Patch = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
 
 
-def stamp(cluster: ClusterHook, journal: Journal, token: int) -> None:
-    """Stamp every object in scope with a token; one that is gone has nothing to protect.
+def stamp(cluster: ClusterHook, journal: Journal, lease: HeldLease) -> None:
+    """Stamp every object in scope with the token of our lease; one that is gone has nothing to protect.
 
-    :raises PermanentError: ``lease-lost`` when a later owner has stamped one. Safe to repeat: yes.
+    The lease is looked at between reading an object and stamping that very version of it: who took it over meanwhile has
+    stamped the object, so ours is refused; who took it over and is done already is seen in the lease.
+
+    :raises PermanentError: ``lease-lost`` when somebody took it over. Safe to repeat: yes.
     """
+
+    def patch(found: dict[str, Any]) -> list[dict[str, Any]] | None:
+        if fence_of(found) == lease.token:
+            return None
+        lease.keep()
+        return stamp_patch(found, lease.token)
+
     for workload in journal.workloads().values():
-        _patch(cluster, workload, lambda found: None if fence_of(found) == token else stamp_patch(found, token))
+        _patch(cluster, workload, patch)
 
 
 def unstamp(cluster: ClusterHook, journal: Journal, token: int) -> None:
@@ -48,7 +58,7 @@ def turn_back(
         lease = leases.take(me, journal.procedure)
         now = datetime.now(UTC)
         journal = store.update(journal.operation_id, lambda found: found.fenced(lease.token).turned_back(now))
-    stamp(cluster, journal, lease.token)
+    stamp(cluster, journal, lease)
     return journal, lease
 
 

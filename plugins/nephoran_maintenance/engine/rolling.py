@@ -53,7 +53,14 @@ class AnswerWait:
     missing: str = ""
 
 
-Wait = RolloutWait | AnswerWait
+@dataclass(frozen=True)
+class AbsenceWait:
+    """Wait until custom objects are gone, their finalizers run: ``[{"group", "version", "plural", "namespace", "name"}]``."""
+
+    objects: list[dict[str, str]]
+
+
+Wait = RolloutWait | AnswerWait | AbsenceWait
 
 
 class Roller:
@@ -62,7 +69,8 @@ class Roller:
     :param component: how the profile describes it.
     :param reference: which object it is.
     :param lease: the lease in the hands of the operation; each write is fenced by its token.
-    :param weaviate_key: the API key where no Airflow connection can be read; empty: anonymous.
+    :param weaviate_key: the API key where no Airflow connection can be read; empty: Weaviate is not asked at all, and a
+        replica that is Ready counts as one that answers.
     """
 
     def __init__(
@@ -214,7 +222,7 @@ class Roller:
         Weaviate says *ready* seconds before it can answer; a second replica that goes away in that time loses reads.
         """
         known = self.profile.known_objects
-        if self.component.policy != WEAVIATE_POLICY or above is None:
+        if self.component.policy != WEAVIATE_POLICY or above is None or self.weaviate_key == "":
             return None
         released = sorted((pod for pod in pods if ordinal_of(pod) > above), key=ordinal_of)
         if not released:

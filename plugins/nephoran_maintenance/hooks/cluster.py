@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -646,6 +647,32 @@ class ClusterHook:
         self.get("Pod", pod, namespace)
         with PortForwarder(self._new_api_client, namespace, pod, port) as forwarder:
             yield f"http://127.0.0.1:{forwarder.local_port}"
+
+
+class KubeconfigClusterHook(ClusterHook):
+    """Talk to one cluster with a kubeconfig, where no Airflow is: the command line of a person on call.
+
+    :param path: kubeconfig; None: ``KUBECONFIG``, else ``~/.kube/config``.
+    :param context: default: the kubeconfig's current context.
+    """
+
+    def __init__(self, path: Path | None = None, context: str | None = None) -> None:
+        self._path = str(path) if path is not None else None
+        settings = ClusterSettings(str(path or "kubeconfig"), kube_config_path=self._path, context=context)
+        super().__init__(settings.connection_id, settings=settings)
+
+    def _new_api_client(self) -> Any:
+        from kubernetes import config
+
+        try:
+            return config.new_client_from_config(config_file=self._path, context=self.settings.context)
+        except (config.ConfigException, OSError, ValueError, KeyError, TypeError) as error:
+            raise PermanentError(
+                "connection-invalid",
+                f"the kubeconfig {self.connection_id!r} can't be used: {type(error).__name__}: {error}",
+                context={"kubeconfig": self.connection_id},
+                hint="Check it with kubectl --kubeconfig.",
+            ) from error
 
 
 def _write_query(dry_run: bool, field_manager: str) -> dict[str, object]:

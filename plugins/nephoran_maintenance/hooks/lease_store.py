@@ -90,6 +90,9 @@ class LeaseStore:
         return self._give_up(me, let_go)
 
     def _give_up(self, me: str, how: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> bool:
+        lease, _ = self.look()
+        if lease is None or lease.holder != me:
+            return False
         ours = True
 
         def change(found: Mapping[str, Any], _: datetime) -> Mapping[str, Any] | None:

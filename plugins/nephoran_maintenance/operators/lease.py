@@ -80,7 +80,7 @@ class AcquireLeaseOperator(StepOperator):
         """Bring a journal that this run has already written, and its objects, under the new token."""
         store = self.journals(lease.store.cluster)
         journal = store.update(operation_of(context), lambda found: found.fenced(lease.token))
-        stamp(lease.store.cluster, journal, lease.token)
+        stamp(lease.store.cluster, journal, lease)
 
     def wait(self, context: Context) -> None:
         from nephoran_maintenance.triggers.lease import FreeLeaseTrigger

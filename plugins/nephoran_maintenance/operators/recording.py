@@ -44,7 +44,7 @@ class RecordBeforeStateOperator(StepOperator):
                 context={"operation": operation},
                 hint="Trigger a new run instead of clearing this one.",
             )
-        stamp(cluster, journal, self.held_lease(context, cluster, journal).token)
+        stamp(cluster, journal, self.held_lease(context, cluster, journal))
         self.log.info("Journal %s has %d entries", operation, len(journal.entries))
         return finish_change_step(context, journal, self.profile, None, operation)
 

@@ -72,7 +72,10 @@ class ReportOperator(StepOperator):
 
     def act(self, context: Context) -> dict[str, Any]:
         profile, operation = self.profile, operation_of(context)
-        report = self.build(context, profile, operation)
+        return self.publish(profile, operation, self.build(context, profile, operation))
+
+    def publish(self, profile: SystemProfile, operation: str, report: dict[str, Any]) -> dict[str, Any]:
+        """Write a report as page and data, keep both, and return it with ``report_path`` and ``report_url``."""
         folder = report_folder(self.dag_id, operation)
         folder.mkdir(parents=True, exist_ok=True)
         page = render(report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nephoran_maintenance.engine.rolling import AnswerWait, Roller, Wait
+from nephoran_maintenance.engine.rolling import AbsenceWait, AnswerWait, Roller, Wait
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import StepOperator
 
@@ -26,7 +26,7 @@ class WaitingOperator(StepOperator):
 
         :param limit: look again after this at the latest; default: as long as a rollout, or an answer, may take.
         """
-        from nephoran_maintenance.triggers.condition import WeaviateNodeTrigger
+        from nephoran_maintenance.triggers.condition import AbsenceTrigger, WeaviateNodeTrigger
         from nephoran_maintenance.triggers.rollout import RolloutTrigger
 
         now, limits = datetime.now(UTC), self.profile.rollout
@@ -45,6 +45,16 @@ class WaitingOperator(StepOperator):
                 timeout=longest + timedelta(minutes=1),
             )
         longest = limit or LONGEST_ROLLOUT
+        if isinstance(wait, AbsenceWait):
+            self.defer(
+                trigger=AbsenceTrigger(
+                    connection_id=self.kubernetes_connection_id,
+                    objects=wait.objects,
+                    deadline_at=(now + longest).isoformat(),
+                ),
+                method_name="resume_step",
+                timeout=longest + timedelta(minutes=1),
+            )
         self.defer(
             trigger=RolloutTrigger(
                 connection_id=self.kubernetes_connection_id,

@@ -130,7 +130,7 @@ def system(dags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             monkeypatch.setenv("NEPHORAN_PROFILE", str(profile))
             monkeypatch.setenv("NEPHORAN_REPORTS", str(tmp_path / "reports"))
             extra = {"kube_config": kube_config(server.url)}
-            for name in ("PREFLIGHT", "ROLLING_UPGRADE"):
+            for name in ("PREFLIGHT", "ROLLING_UPGRADE", "RECOVER_OPERATION", "ROLLBACK"):
                 monkeypatch.setenv(
                     f"AIRFLOW_CONN_KUBERNETES_{name}", connection_json(conn_type="kubernetes", extra=extra)
                 )
