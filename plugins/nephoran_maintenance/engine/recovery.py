@@ -166,7 +166,7 @@ class Recovery:
                 f"operation {sorted(others)[0]} is open; it comes before one that is closed",
                 hint="Let recover_operation take it up, then try again.",
             )
-        lease = self.leases.take(self.me, self.procedure)
+        lease = self.leases.take(self.me, self.procedure, above=journal.fencing_token)
         self.log.info("Took the lease over for %s, token %d", journal.operation_id, lease.token)
         now_here = datetime.now(UTC)
 
