@@ -14,7 +14,7 @@ os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-home-"))
 from nephoran_maintenance.domain.journal import Journal, JournalEntry, Workload
 from nephoran_maintenance.errors import PermanentError, TransientError, UnknownStateError
 from nephoran_maintenance.hooks.cluster import ClusterHook
-from nephoran_maintenance.hooks.journal_store import CONFLICT_TRIES, JournalStore
+from nephoran_maintenance.hooks.journal_store import CONFLICT_TRIES, OPEN_JOURNALS, JournalStore
 from tests.unit.domain.kubernetes_objects import at
 from tests.unit.hooks.fake_servers import FakeCluster, Server, connection_json, kube_config, serving, status_object
 
@@ -194,3 +194,12 @@ def test_a_way_back_and_a_verified_whole_are_marked_once(lab: Lab) -> None:
     assert lab.store.read(NAME) == marked
     opened = marked.closed("succeeded", at(5)).reopened(at(6))
     assert (opened.state, opened.outcome, opened.closed_at, opened.turned_back_at) == ("open", None, None, at(1))
+
+
+def test_systems_that_share_the_namespace_do_not_see_each_others_operations(lab: Lab) -> None:
+    lab.store.create(journal("our-own"))
+    lab.store.create(journal("foreign").model_copy(update={"system": "another"}))
+    lab.cluster.put(PATH, {"metadata": {"name": "damaged", "labels": OPEN_JOURNALS}, "data": {}})
+    ours = JournalStore(lab.store.cluster, NAMESPACE, "nephoran")
+    assert sorted(ours.open_operations()) == ["damaged", "our-own"], "one that can't be read bars everybody"
+    assert sorted(lab.store.open_operations()) == ["damaged", "foreign", "our-own"]

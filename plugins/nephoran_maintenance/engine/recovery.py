@@ -79,7 +79,7 @@ class Recovery:
         self.back = back
         self.weaviate_key = weaviate_key
         self.log = log or getLogger(__name__)
-        self.store = JournalStore(cluster, profile.namespaces.maintenance)
+        self.store = JournalStore(cluster, profile.namespaces.maintenance, profile.metadata.name)
         self.leases = LeaseStore(cluster, profile)
 
     # --------------------------------------------------------------------------------------------------------- looking

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import ClassVar
 
+from nephoran_maintenance.domain.journal import is_of_system
 from nephoran_maintenance.domain.lease import lease_of, refusal, renewed
 from nephoran_maintenance.domain.moments import NEVER
 from nephoran_maintenance.domain.step_ids import HOLD_LEASE, MEASURE_TRAFFIC, RELEASE_LEASE
@@ -129,7 +130,10 @@ class HoldLeaseTrigger(PollingTrigger):
 class FreeLeaseTrigger(PollingTrigger):
     """Wait until an operation may begin: the lease is free, or its owner is dead and has left nothing open.
 
-    The event's state is ``complete``, ``timeout`` or ``error``; ``holder`` says what was waited for last.
+    The event's state is ``complete``, ``timeout`` or ``error``; ``waits_for`` says what was waited for last.
+
+    :param name: of the Lease object, which is that of the system.
+    :param holder: operation id of who waits.
     """
 
     parameters: ClassVar[tuple[str, ...]] = ("connection_id", "namespace", "name", "holder")
@@ -176,4 +180,5 @@ class FreeLeaseTrigger(PollingTrigger):
     async def _refusal(self, cluster: AsyncClusterHook) -> PermanentError | None:
         found, now = await cluster.get_at("Lease", self.name, self.namespace)
         journals = await cluster.list("ConfigMap", self.namespace, OPEN_JOURNALS)
-        return refusal(lease_of(found), [item["metadata"]["name"] for item in journals], self.holder, now)
+        left_open = [item["metadata"]["name"] for item in journals if is_of_system(item, self.name)]
+        return refusal(lease_of(found), left_open, self.holder, now)
