@@ -26,7 +26,8 @@ LEASE_SECONDS = 15
 """Short, so that a dead owner is noticed soon; longer than a hiccup of this machine."""
 OWN = "nephoran-maintenance"
 FENCE = "maintenance.nephoran.com/fence"
-RECOVERY_LIMIT = timedelta(minutes=10)
+RECOVERY_LIMIT = timedelta(minutes=15)
+"""Airflow itself needs five minutes to notice that a worker is gone; a run that lives again goes on after that."""
 
 
 @pytest.fixture
