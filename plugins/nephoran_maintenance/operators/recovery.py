@@ -84,8 +84,11 @@ class RecoverOperationsOperator(WaitingOperator):
 
     def act(self, context: Context) -> list[dict[str, Any]]:
         recovery = self.recovery(context, self.cluster())
-        found = recovery.find(context["params"]["operation"] if self.back else None)
-        rows = [item.to_dict() for item in found]
+        # What an earlier try of this step has closed still belongs into the report.
+        known = {row["operation"]: row for row in (recovery.done() if context["ti"].try_number > 1 else ())}
+        for found in recovery.find(context["params"]["operation"] if self.back else None):
+            known.setdefault(found.journal.operation_id, found.to_dict())
+        rows = list(known.values())
         context["ti"].xcom_push(key=FOUND_KEY, value=rows)
         for row in rows:
             self.log.info(

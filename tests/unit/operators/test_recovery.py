@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
+from airflow.sdk.exceptions import AirflowException, TaskDeferred
 
 from nephoran_maintenance.__main__ import main
 from nephoran_maintenance.engine.fencing import turn_back
@@ -32,7 +33,7 @@ from nephoran_maintenance.settings import PROJECT_ROOT
 from tests.unit.dag_runner import DagRunner
 from tests.unit.fake_cluster import APPS, JOURNALS, LEASES
 from tests.unit.hooks.fake_servers import kube_config
-from tests.unit.operators.conftest import System, changes_spec
+from tests.unit.operators.conftest import Step, System, changes_spec
 
 TWO = ["weaviate", "rag-api"]
 READS = ("GET", "HEAD")
@@ -93,16 +94,19 @@ def command_line(system: System, *arguments: str) -> int:
     return main(given, sleep=lambda seconds: system.cluster.tick())
 
 
-def recover_by_airflow(system: System, *, scheduled: bool = True, **params: Any) -> DagRunner:
+def recover_by_airflow(
+    system: System, *, scheduled: bool = True, replaced: dict[str, Step] | None = None, **params: Any
+) -> DagRunner:
     dag = system.dags["recover_operation"]
-    runner = DagRunner(dag, params, run_id=f"scheduled__{datetime.now(UTC).isoformat()}")
+    runner = DagRunner(dag, params, run_id=f"scheduled__{datetime.now(UTC).isoformat()}", replaced=replaced)
     runner.dag_run.run_type.value = "scheduled" if scheduled else "manual"
     runner.dag_run.run_after = datetime.now(UTC)
     return runner.run()
 
 
-def roll_back_by_airflow(system: System, **params: Any) -> DagRunner:
-    return DagRunner(system.dags["rollback"], params, run_id=f"manual__{datetime.now(UTC).isoformat()}").run()
+def roll_back_by_airflow(system: System, *, replaced: dict[str, Step] | None = None, **params: Any) -> DagRunner:
+    run_id = f"manual__{datetime.now(UTC).isoformat()}"
+    return DagRunner(system.dags["rollback"], params, run_id=run_id, replaced=replaced).run()
 
 
 def ended_well(system: System, before: dict[str, Any]) -> str:
@@ -381,6 +385,36 @@ def test_a_lost_airflow_is_recovered_by_another_one_and_the_report_says_what_was
     assert json.loads(Path(report["report_path"]).with_name("report.json").read_text(encoding="utf-8"))["recovery"]
 
 
+def lost_once(step: Any, context: Any) -> Any:
+    """Do the work of a step in its first try, and lose the worker before Airflow hears of it."""
+    if context["ti"].try_number > 1:
+        return step.execute(context)
+    call = lambda: step.execute(context)  # noqa: E731
+    while True:
+        try:
+            call()
+        except TaskDeferred:
+            call = lambda: step.resume_step(context, {"state": "timeout"})  # noqa: E731
+        else:
+            raise AirflowException("the worker is gone")
+
+
+@pytest.mark.parametrize("procedure", ["recover_operation", "rollback"])
+def test_what_a_lost_try_has_done_is_in_the_report_of_the_next(system: System, procedure: str) -> None:
+    replaced = {"recover_operations": lost_once}
+    if procedure == "rollback":
+        operation = system.upgrade(components=TWO).report["operation_id"]
+        run = roll_back_by_airflow(system, operation=operation, mode="apply", replaced=replaced)
+    else:
+        left_in_the_middle(system)
+        pass_time(system)
+        run = recover_by_airflow(system, replaced=replaced)
+    assert run.order.count("recover_operations") == 2
+    assert run.failed() == []
+    assert run.report["overall"] == "rolled-back"
+    assert run.report["recovery"]["decision"] == "undo"
+
+
 def test_nothing_to_recover_is_green_and_leaves_no_report(system: System) -> None:
     run = recover_by_airflow(system)
     assert run.states == {
@@ -569,6 +603,20 @@ def test_a_run_that_was_recovered_meanwhile_ends_red_and_changes_nothing(system:
     assert run.states["verify_outcome"] == "failed"
     assert run.report["overall"] == "rolled-back"
     assert ended_well(system, before) == "old"
+
+
+def test_a_step_cleared_in_the_middle_takes_the_lease_again_and_the_run_goes_on(system: System) -> None:
+    """Clearing a step clears the setup before it too."""
+
+    def cleared(step: Any, context: Any) -> Any:
+        step.dag.get_task("acquire_lease").execute(context)
+        assert system.fences() == {"weaviate": "2", "rag-api": "2"}
+        return step.execute(context)
+
+    run = system.upgrade(components=TWO, replaced={"components.rag_api.apply_image": cleared})
+    assert run.failed() == []
+    assert run.report["overall"] == "succeeded"
+    assert system.fences() == {}
 
 
 def test_the_switch_stop_takes_a_running_operation_back_and_halt_keeps_a_recovery_from_acting(system: System) -> None:
