@@ -40,7 +40,7 @@ test: lint test-unit test-dags test-lab ## everything that CI runs
 
 .PHONY: test-unit
 test-unit: venv ## fast tests without network, sleep or clock; warnings are errors
-	@$(PYTHON) -m pytest -q tests/unit -W error
+	@$(PYTHON) -m pytest -q -n auto --dist worksteal tests/unit -W error
 
 .PHONY: test-dags
 test-dags: venv ## what holds for every DAG
@@ -64,11 +64,15 @@ lint: venv ## style, formatting, types, import contracts
 	@grep '^Contracts:' .lab/logs/imports.log
 
 .PHONY: bench
-bench: bench-upgrade ## all benchmarks
+bench: bench-upgrade bench-failures ## all benchmarks
 
 .PHONY: bench-upgrade
 bench-upgrade: venv ## the procedure against a plain patch-and-wait and the old runbook's fixed waits
 	@$(PYTHON) -m benchmarks.upgrade
+
+.PHONY: bench-failures
+bench-failures: venv ## how soon a broken image on the third component is named, ten times each
+	@$(PYTHON) -m benchmarks.failures
 
 .PHONY: residue
 residue: venv ## start and stop a lab ten times and compare the machine before and after

@@ -17,6 +17,7 @@ import yaml
 from lab.airflow_settings import AirflowInstance
 from lab.cluster import Cluster
 from lab.config import PROJECT, LabConfig
+from lab.system.images import FETCH
 from lab.system.profiles import for_variant
 
 MAINTENANCE_NAMESPACE = "nephoran-maintenance"
@@ -26,6 +27,9 @@ REPORTS_BUCKET = "nephoran-reports"
 
 SERVICE_ACCOUNTS = {"kubernetes_preflight": "preflight", "kubernetes_rolling_upgrade": "rolling-upgrade"}
 """Airflow connection to the ServiceAccount behind it."""
+
+MANIFESTS = (PROJECT / "deploy" / "rbac", PROJECT / "deploy" / "rbac" / "optional" / "vantage-point.yaml")
+"""What is applied; of the optional rights only those that the lab's profile uses."""
 
 TOKEN_LIFETIME = timedelta(days=30)
 """As long as a lab may stay up; `python -m lab.airflow connect` issues new ones."""
@@ -47,7 +51,8 @@ def grant_access(
     """
     cluster = Cluster(config)
     progress("Airflow: ServiceAccounts and their permissions")
-    cluster.kubectl("apply", "--server-side", "--filename", str(PROJECT / "deploy" / "rbac"))
+    for manifests in MANIFESTS:
+        cluster.kubectl("apply", "--server-side", "--filename", str(manifests))
     instance.home.mkdir(parents=True, exist_ok=True)
     instance.write_connections(connections(config, lambda account: issue_token(cluster, account)))
     if instance.profile is not None:
@@ -140,6 +145,7 @@ def for_lab(profile: Mapping[str, Any], config: LabConfig) -> dict[str, Any]:
             dependency["url"] = f"{config.llm_provider_url}/v1/models"
     # The probe is sent from outside the cluster, where the Service's name means nothing.
     changed["probe"]["url"] = f"{config.llm_processor_url}/process"
+    changed["vantage_point"] = {"image": f"{config.registry}/{':'.join(FETCH)}"}
     changed["registry"] = {"plain_http": True}
     changed["reports"]["bucket"] = REPORTS_BUCKET
     return changed

@@ -160,6 +160,13 @@ class Dependency(Part):
     reachable: tuple[int, ...] = (200,)
 
 
+class VantagePoint(Part):
+    """What asks the dependencies from inside the system's namespace: an image with a program that prints a status."""
+
+    image: str
+    command: tuple[str, ...] = ()
+
+
 class Category(Part):
     window: Literal["any", "daily", "weekly", "monthly", "quarterly"]
     approval: Literal["none", "one", "two"]
@@ -212,6 +219,7 @@ class SystemProfile(Part):
     known_objects: KnownObjects | None = None
     intents: Intents
     dependencies: tuple[Dependency, ...] = ()
+    vantage_point: VantagePoint | None = None
     probe: ProbeSettings | None = None
     rollout: Rollout = Rollout()
     registry: Registry = Registry()
