@@ -150,22 +150,27 @@ def test_weaviate_that_never_gets_ready_goes_back_ordinal_by_ordinal(upgrades: U
     assert all(found["ready"] == found["desired"] for found in deployment.status(upgrades.lab.config).values())
 
 
-def test_an_autoscaler_that_moves_and_a_full_quota_block(upgrades: Upgrades) -> None:
+def test_an_autoscaler_that_moves_a_full_quota_and_a_reconciler_block(upgrades: Upgrades) -> None:
     upgrades.prepare()
     lab, where = upgrades.lab, "--namespace=nephoran-system"
     pods = lab.get("pods", namespace="nephoran-system")["items"]
     running = sum(pod["status"]["phase"] == "Running" for pod in pods)
     lab.kubectl("create", "quota", "full", f"--hard=pods={running}", where)
     lab.kubectl("patch", "hpa", "rag-api", where, "--patch", '{"spec": {"minReplicas": 3}}')
+    tracked = "argocd.argoproj.io/tracking-id"
+    lab.kubectl("annotate", "deployment", "nephio-bridge", where, f"{tracked}=system:apps/Deployment:nephio-bridge")
     try:
         lab.kubectl("wait", "hpa/rag-api", where, "--for=jsonpath={.status.desiredReplicas}=3", "--timeout=90s")
         run = upgrades.run("preflight")
     finally:
         lab.kubectl("delete", "quota", "full", where)
+        lab.kubectl("annotate", "deployment", "nephio-bridge", where, f"{tracked}-")
         lab.kubectl("patch", "hpa", "rag-api", where, "--patch", '{"spec": {"minReplicas": 2}}')
     assert run.report["overall"] == "not-ready"
     blocking = {finding["object"] for finding in run.report["findings"] if finding["severity"] == "block"}
     assert {"HorizontalPodAutoscaler/rag-api", "ResourceQuota/full"} <= blocking
+    assert "nephio-bridge (Deployment/nephio-bridge)" in blocking
+    assert "managed by Argo CD" in str(run.report["findings"])
 
 
 def test_rolls_the_policy_out_first_and_says_what_that_means(upgrades: Upgrades) -> None:

@@ -97,4 +97,6 @@ def no_answer(log: str, pods: Sequence[JsonObject]) -> str:
                 return f"no answer: {waiting.get('reason')} {waiting.get('message') or ''}".strip()
             if ended := state.get("terminated"):
                 return f"no answer: exit code {ended.get('exitCode')}{f', {said}' if said else ''}"
+    if not pods:
+        return "no answer: no pod could be made to ask (kubectl get events says why: a quota, an admission rule)"
     return f"no answer: {said}" if said else "no answer: its pod did not end in time"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from nephoran_maintenance.domain import preflight
+from nephoran_maintenance.domain import ownership, preflight
 from nephoran_maintenance.domain.findings import Finding
 from nephoran_maintenance.domain.intents import count_active, served_kinds
 from nephoran_maintenance.domain.upgrade import permissions_for, requested_image
@@ -29,6 +29,12 @@ def check_pods(step: CheckOperator, _: Context) -> Findings:
 
 def check_rollouts(step: CheckOperator, context: Context) -> Findings:
     return preflight.check_rollouts(step.workloads(context))
+
+
+def check_ownership(step: CheckOperator, context: Context) -> Findings:
+    workloads = step.workloads(context)
+    containers = {name: container_name(w, step.profile.component(name)) for name, w in workloads.items()}
+    return ownership.check_ownership(workloads, containers)
 
 
 def check_capacity(step: CheckOperator, context: Context) -> Findings:
@@ -80,6 +86,7 @@ def check_backup(_step: CheckOperator, _: Context) -> Findings:
 CHECKS: dict[str, Callable[[CheckOperator, Context], Findings]] = {
     "pods": check_pods,
     "rollouts": check_rollouts,
+    "ownership": check_ownership,
     "capacity": check_capacity,
     "disruption": check_disruption,
     "images": check_images,
