@@ -239,6 +239,9 @@ def _look(recording: Recording, sample: Sample) -> _Look:
         if answered > 0 and all(math.isfinite(count) for count in buckets.values()):
             slow = answered - at_most(buckets, limits["latency_p95"])
             shares["latency_p95"] = _Share(slow, answered, SLOW_SHARE)
+            bare = sorted(name for name in _settled(settings, sample) if name in fresh and not fresh[name].buckets)
+            if bare:
+                problem = problem or ("pod-without-series", f"Prometheus has no durations of pod {', '.join(bare)}")
         else:
             problem = problem or ("not-a-number", "no durations were observed, so their 95th percentile is NaN")
     return _Look(sample.at, problem, requests, shares, buckets)
@@ -257,10 +260,7 @@ def _problem(
     unreadable = sorted(name for name, pod in own.items() if pod.requests is None or pod.errors is None)
     if unreadable:
         return "not-a-number", f"requests or errors of pod {', '.join(unreadable)} are NaN"
-    # A pod that has just become ready was not scraped twice yet.
-    settled = timedelta(seconds=settings.window_seconds)
-    due = sorted(name for name, since in sample.planned.items() if sample.at - since >= settled)
-    absent = [name for name in due if name not in own or own[name].scraped_seconds_ago is None]
+    absent = [name for name in _settled(settings, sample) if name not in own or own[name].scraped_seconds_ago is None]
     if absent:
         return "pod-without-series", f"Prometheus has no series of pod {', '.join(absent)}"
     stale = sorted(name for name, pod in own.items() if name not in fresh and pod.scraped_seconds_ago is not None)
@@ -271,6 +271,12 @@ def _problem(
         seconds, wanted = settings.window_seconds, settings.minimum_requests
         return "no-traffic", f"no traffic: {requests:.0f} requests in {seconds} s, at least {wanted} are needed"
     return None
+
+
+def _settled(settings: Gate, sample: Sample) -> list[str]:
+    """Return the pods that must have series: one that has just become ready was not scraped twice yet."""
+    window = timedelta(seconds=settings.window_seconds)
+    return sorted(name for name, since in sample.planned.items() if sample.at - since >= window)
 
 
 def _is_fresh(pod: PodFigures, settings: Gate) -> bool:

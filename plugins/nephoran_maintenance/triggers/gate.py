@@ -73,6 +73,7 @@ class GateTrigger(PollingTrigger):
                 AsyncClusterHook(self.connection_id) as cluster,
                 AsyncPrometheusHook(self.prometheus_connection_id) as prometheus,
             ):
+                seen: dict[str, str] = {}
                 while (verdicts := verdicts_of(found.values())) is None:
                     gate = min(self.gates, key=lambda one: found[one["head"]["component"]].next_at())
                     component = gate["head"]["component"]
@@ -81,7 +82,8 @@ class GateTrigger(PollingTrigger):
                         await self.pause()
                     sample = await self._look(cluster, prometheus, gate, due)
                     await asyncio.to_thread(self._keep, [sample_line(component, sample)])
-                    self.log_change(component, sample.problem)
+                    seen[component] = sample.problem or f"{len(sample.pods)} pods have series"
+                    self.log_change(*(f"{name}: {what}" for name, what in seen.items()))
                     found[component] = replace(found[component], samples=(*found[component].samples, sample))
         except OSError as error:
             raise unwritable(Path(self.samples_path), error) from error

@@ -130,6 +130,8 @@ VERDICTS = [
      "pod-without-series", 10),
     ("one pod is no longer scraped", [replace(NO_LONGER_SCRAPED, at=s.at) for s in samples(29)], {}, "unknown",
      "pod-without-series", 10),
+    ("one pod has no durations", [instead(s, PODS[0], pod(buckets={})) for s in samples(29)], {}, "unknown",
+     "pod-without-series", 10),
     ("requests are NaN", [replace(NAN, at=s.at) for s in samples(29)], {}, "unknown", "not-a-number", 10),
     ("errors are NaN", [replace(NAN_ERRORS, at=s.at) for s in samples(29)], {}, "unknown", "not-a-number", 10),
     ("durations are NaN", [replace(NAN_LATENCY, at=s.at) for s in samples(29)], {}, "unknown", "not-a-number", 10),

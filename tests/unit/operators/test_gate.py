@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from nephoran_maintenance.domain.gate import replay
+from nephoran_maintenance.hooks import object_store
+from tests.unit.dag_runner import TaskInstance
 from tests.unit.fake_cluster import own, tag_of
 from tests.unit.fake_prometheus import nothing
+from tests.unit.hooks.fake_servers import Reply
 from tests.unit.operators.conftest import COMPONENTS, System
 
 RAG, LLM = "components.rag_api.verify_metrics", "components.llm_processor.verify_metrics"
@@ -156,6 +159,35 @@ def test_a_connection_that_is_missing_is_named(system: System, monkeypatch: pyte
     assert run.report["gates"][0]["state"] == "not measured"
 
 
+def test_a_query_that_prometheus_refuses_is_unknown(system: System) -> None:
+    system.with_gates()
+    system.outside.prometheus.before = lambda request: (
+        None if "[900s]" in request.query["query"] else Reply(400, {"status": "error", "error": "parse error"})
+    )
+    run = system.upgrade(components=["rag-api"])
+    assert "[gate-unknown]" in run.error(RAG)
+    assert "parse error" in run.error(RAG)
+    assert run.report["gates"][0]["state"] == "unknown"
+    assert run.report["overall"] == "rolled-back"
+
+
+def test_samples_are_kept_where_reports_are_kept(
+    system: System, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    system.with_gates()
+    system.edit_profile(lambda data: data["reports"].update(bucket="reports"))
+    store = object_store.ObjectStoreHook(local_folder=tmp_path / "bucket")
+    monkeypatch.setattr(object_store, "ObjectStoreHook", lambda *args, **kwargs: store)
+    run = system.upgrade(components=["rag-api"])
+    folder = tmp_path / "bucket" / "reports" / "rolling_upgrade" / run.report["operation_id"]
+    assert {path.name for path in folder.iterdir()} == {
+        "report.html",
+        "report.json",
+        "gate-samples.jsonl",
+        "gate-samples-rag-api.jsonl",
+    }
+
+
 def test_gates_that_are_off_are_not_called_open(system: System) -> None:
     run = system.upgrade(components=["rag-api"])
     assert run.report["overall"] == "succeeded"
@@ -201,8 +233,6 @@ def test_a_lost_deferral_goes_on_with_the_samples_that_are_kept(system: System) 
     system.with_gates()
     run = system.upgrade(components=["rag-api"])
     asked = len(system.outside.prometheus.asked)
-    from tests.unit.dag_runner import TaskInstance
-
     journal = system.journal()
     path = next(path for path in system.cluster.objects if path.endswith(journal.operation_id))
     stored = system.cluster.objects[path]
