@@ -17,7 +17,7 @@ LAB_TESTS ?= tests/lab
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  NAME=demo|test|bench chooses the lab of lab-up, lab-down and lab-status."
 
 .PHONY: venv
@@ -64,7 +64,7 @@ lint: venv ## style, formatting, types, import contracts
 	@grep '^Contracts:' .lab/logs/imports.log
 
 .PHONY: bench
-bench: bench-upgrade bench-failures ## all benchmarks
+bench: bench-upgrade bench-failures bench-gate-power ## all benchmarks
 
 .PHONY: bench-upgrade
 bench-upgrade: venv ## the procedure against a plain patch-and-wait and the old runbook's fixed waits
@@ -73,6 +73,10 @@ bench-upgrade: venv ## the procedure against a plain patch-and-wait and the old 
 .PHONY: bench-failures
 bench-failures: venv ## how soon a broken image on the third component is named, ten times each
 	@$(PYTHON) -m benchmarks.failures
+
+.PHONY: bench-gate-power
+bench-gate-power: venv ## the metric gate's verdicts over simulated series; no lab
+	@PYTHONPATH=plugins $(PYTHON) -m benchmarks.gate_power
 
 .PHONY: residue
 residue: venv ## start and stop a lab ten times and compare the machine before and after

@@ -127,11 +127,12 @@ def _http(url: str, password: str | None = None) -> dict[str, Any]:
     return connection
 
 
-def write_profile(config: LabConfig, path: Path, variant: str = "standard") -> None:
+def write_profile(config: LabConfig, path: Path, variant: str = "standard", gate: str = "off") -> None:
     """Write the product's own profile with the addresses and the shape of this lab in it."""
     profile = yaml.safe_load((PROJECT / "include" / "profiles" / "nephoran.yaml").read_text(encoding="utf-8"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(for_lab(for_variant(profile, variant), config), sort_keys=False), encoding="utf-8")
+    changed = for_lab(for_variant(profile, variant, gate), config)
+    path.write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
 
 
 def for_lab(profile: Mapping[str, Any], config: LabConfig) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from tests.unit.fake_prometheus import FakePrometheus, nothing
 from tests.unit.hooks.fake_servers import FakeCluster, Received, Reply, status_object
 
 JsonObject = dict[str, Any]
@@ -480,7 +481,7 @@ def _strategic(old: Any, new: Any) -> Any:
 
 
 class Outside:
-    """The registry, Weaviate, the LLM provider and the entrance of the system, told apart by path.
+    """The registry, Weaviate, the LLM provider, Prometheus and the entrance of the system, told apart by path.
 
     ``tags`` holds the digests by ``repository:tag``; one that is missing is not in the registry. ``labels`` are those of
     every image. ``down`` holds the first path segments that answer 503, ``missing`` ids of objects that Weaviate lacks.
@@ -494,6 +495,7 @@ class Outside:
         self.down: set[str] = set()
         self.missing_object = False
         self.missing: set[str] = set()
+        self.prometheus = FakePrometheus(nothing)
 
     def __call__(self, request: Received) -> Reply:
         path = request.path
@@ -501,6 +503,8 @@ class Outside:
             return Reply(503, "down for maintenance")
         if path.startswith("/v2/"):
             return self._registry(path)
+        if path == "/api/v1/query":
+            return self.prometheus(request)
         if path == "/v1/models":
             return Reply(self.llm_status, {})
         if path == "/v1/meta":
