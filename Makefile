@@ -78,6 +78,14 @@ bench-failures: venv ## how soon a broken image on the third component is named,
 bench-gate-power: venv ## the metric gate's verdicts over simulated series; no lab
 	@PYTHONPATH=plugins $(PYTHON) -m benchmarks.gate_power
 
+.PHONY: bench-waits
+bench-waits: venv ## a thousand rollouts waited for in one triggerer, against one watch for each
+	@$(PYTHON) -m benchmarks.waits
+
+.PHONY: bench-kills
+bench-kills: venv ## kill everything at every step of an upgrade and read how it ended (BENCH_CASES, BENCH_LIMIT)
+	@$(PYTHON) -m benchmarks.kills
+
 .PHONY: residue
 residue: venv ## start and stop a lab ten times and compare the machine before and after
 	@LAB_ROUNDS=10 $(PYTHON) -m pytest -q tests/lab/test_residue.py

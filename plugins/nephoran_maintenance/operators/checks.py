@@ -72,6 +72,24 @@ def check_images(step: CheckOperator, context: Context) -> Findings:
     return findings or [Finding("images", "pass", "images", "no version was asked for", "in the registry")]
 
 
+def check_metrics(step: CheckOperator, context: Context) -> Findings:
+    from nephoran_maintenance.domain.gate import REQUESTS
+    from nephoran_maintenance.hooks.prometheus_api import PrometheusHook
+    from nephoran_maintenance.sensors.gate import queries_of
+
+    profile, findings = step.profile, []
+    prometheus = PrometheusHook(profile.connections.prometheus)
+    for name, workload in step.workloads(context).items():
+        component = profile.component(name)
+        if component.gate and not profile.gate.off:
+            place = {"namespace": profile.namespace_of(component), "kind": workload["kind"]}
+            place["name"] = workload["metadata"]["name"]
+            window = timedelta(seconds=profile.gate.window_seconds)
+            promql = queries_of(component, [REQUESTS], place, window)[REQUESTS]
+            findings.append(preflight.check_gate_series(name, len(prometheus.query(promql, datetime.now(UTC)))))
+    return findings or [Finding("metrics", "pass", "gates", "no chosen component has one", "series for each gate")]
+
+
 def check_permissions(step: CheckOperator, context: Context) -> Findings:
     cluster = step.cluster()
     groups = [kind.group for kind in served_kinds(cluster.crds(), step.profile.intents)]
@@ -90,6 +108,7 @@ CHECKS: dict[str, Callable[[CheckOperator, Context], Findings]] = {
     "capacity": check_capacity,
     "disruption": check_disruption,
     "images": check_images,
+    "metrics": check_metrics,
     "permissions": check_permissions,
     "backup": check_backup,
 }

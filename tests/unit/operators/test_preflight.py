@@ -11,7 +11,7 @@ from nephoran_maintenance.operators.checks import CHECKS
 from nephoran_maintenance.operators.readiness import DecideReadinessOperator
 from nephoran_maintenance.profile import load_profile
 from tests.unit.fake_cluster import INTENT_GROUPS, SYSTEM
-from tests.unit.hooks.fake_servers import status_object
+from tests.unit.hooks.fake_servers import Reply, status_object
 from tests.unit.operators.conftest import System
 
 GOOD = {"check": "pods", "severity": "pass", "object": "Pod/a", "observed": "Ready", "expected": "Ready", "hint": ""}
@@ -180,6 +180,25 @@ def test_a_profile_that_counts_more_known_objects_than_there_are_blocks(system: 
     blocking = [finding["observed"] for finding in found if finding["severity"] == "block"]
     assert len(blocking) == 1
     assert "no object 776 of the 777 known ones" in blocking[0]
+
+
+def test_a_component_whose_gate_would_have_no_series_is_named_before_the_change(system: System) -> None:
+    system.with_gates()
+    gated = [finding["object"] for finding in findings(system.preflight(), "metrics")]
+    assert gated == ["rag-api", "llm-processor"]
+    system.outside.prometheus.pods = list
+    run = system.preflight()
+    assert [finding["severity"] for finding in findings(run, "metrics")] == ["warn", "warn"]
+    assert run.report["overall"] == "ready"
+
+
+def test_a_prometheus_that_does_not_answer_blocks_where_there_are_gates(system: System) -> None:
+    system.outside.prometheus.before = lambda request: Reply(503, "starting")
+    assert findings(system.preflight(), "metrics")[0]["severity"] == "pass"
+    system.with_gates()
+    found = findings(system.preflight(), "metrics")
+    assert [finding["severity"] for finding in found] == ["block"]
+    assert found[0]["observed"].startswith("not measured: ")
 
 
 def test_an_image_that_the_registry_does_not_have_blocks(system: System) -> None:
