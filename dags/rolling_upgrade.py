@@ -18,8 +18,11 @@ the difference of each component in the report.
 | step | meaning | if it fails |
 |---|---|---|
 | `check_request` | parameters, profile, cluster and permissions | nothing was changed; correct what the message names |
+| `recover_operations` | an operation that was left open is finished or undone first; with `mode = plan` it is only reported | nothing new was changed; its message says what a person must look at |
 | `preflight` | all findings in one table; any *block* stops the run | nothing was changed; follow the hint of each finding |
 | `plan_changes` | tags resolved to digests, a server-side dry-run difference per component | nothing was changed; correct what the message names |
+| `acquire_lease` | takes the lease on the system; with `if_busy = wait` it waits for another operation to end | nothing was changed; the message names the owner |
+| `hold_lease` | renews the lease for as long as the run lives | the run goes on; its writes are refused once a recovery has taken over |
 | `record_before_state` | the journal: what is there, what is intended | nothing was changed; check the rights on `nephoran-maintenance` |
 | `measure_traffic` | steady requests through the whole chain, for as long as anything changes | the run turns red, the change itself is not affected |
 | `apply_policy`, `wait_policy` | the profile's rolling-update policy, only where the live object differs | every changed component is rolled back |
@@ -31,6 +34,7 @@ the difference of each component in the report.
 | `rollback` | recorded templates put back in reverse order, each one verified | **page a person**: the message names object, expected and observed state |
 | `stop_traffic` | ends the measurement | clear it: it only tells the probe to stop |
 | `report_operation` | JSON and HTML report; closes the journal | clear it: it only reads and writes the report again |
+| `release_lease` | gives the lease back, only when nothing is left to do | the operation is still open: `recover_operation` takes it up within two minutes |
 | `verify_outcome` | red when any step failed, also after a good rollback | it is meant to fail: open the report |
 
 **Duration and blast radius.** About a minute per component with the default probe delays and grace periods, plus one
@@ -40,7 +44,8 @@ per replica of Weaviate, plus 5 minutes (`gate.duration_seconds`) for each gate.
 the verdict of each gate with its figures.
 
 **Roll back.** Automatic on failure. To abort by hand, mark the running step as *failed*: everything changed so far is
-rolled back. Do not mark the *run* as failed: that skips the rollback.
+rolled back. When the *run* is marked as failed, deleted, or dies with its machine, its own rollback does not run: then
+`recover_operation` finishes or undoes the operation.
 
 **If it fails.** Open the report: it says what was changed, what went back and what a person must look at. Only
 *failed* needs somebody at once; *refused* and *rolled-back* left the system as it was.
@@ -58,8 +63,10 @@ from nephoran_maintenance.groups.functional_test import functional_test
 from nephoran_maintenance.groups.preflight import preflight
 from nephoran_maintenance.groups.rollback import rollback
 from nephoran_maintenance.operators.admission import CheckRequestOperator
+from nephoran_maintenance.operators.lease import AcquireLeaseOperator, HoldLeaseOperator, ReleaseLeaseOperator
 from nephoran_maintenance.operators.planning import PlanUpgradeOperator
 from nephoran_maintenance.operators.recording import RecordBeforeStateOperator
+from nephoran_maintenance.operators.recovery import RecoverOperationsOperator
 from nephoran_maintenance.operators.report import ReportOperator, VerifyOutcomeOperator
 from nephoran_maintenance.operators.traffic import MeasureTrafficOperator, StopTrafficOperator
 from nephoran_maintenance.operators.verification import VerifyComponentsOperator
@@ -137,12 +144,22 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
             title="Allow a downgrade",
             description="Without it, a tag older than the running one is refused. Never applies to Weaviate.",
         ),
+        "if_busy": Param(
+            "refuse",
+            type="string",
+            enum=["refuse", "wait"],
+            title="If the system is busy",
+            description="What to do while another operation owns the system: refuse with its name, or wait up to 2 h.",
+        ),
     },
 )
 def rolling_upgrade() -> None:
     check_request = CheckRequestOperator(task_id="check_request", kubernetes_connection_id=CONNECTION)
+    recover_operations = RecoverOperationsOperator(task_id="recover_operations", kubernetes_connection_id=CONNECTION)
     ready = preflight(kubernetes_connection_id=CONNECTION)
     plan_changes = PlanUpgradeOperator(task_id="plan_changes", kubernetes_connection_id=CONNECTION)
+    acquire_lease = AcquireLeaseOperator(task_id="acquire_lease", kubernetes_connection_id=CONNECTION).as_setup()
+    hold_lease = HoldLeaseOperator(task_id="hold_lease", kubernetes_connection_id=CONNECTION)
     record_before_state = RecordBeforeStateOperator(task_id="record_before_state", kubernetes_connection_id=CONNECTION)
     measure_traffic = MeasureTrafficOperator(task_id="measure_traffic", kubernetes_connection_id=CONNECTION)
     with TaskGroup(
@@ -155,13 +172,18 @@ def rolling_upgrade() -> None:
     undone = rollback(IN_ORDER, kubernetes_connection_id=CONNECTION)
     stop_traffic = StopTrafficOperator(task_id="stop_traffic", kubernetes_connection_id=CONNECTION)
     report_operation = ReportOperator(task_id="report_operation", kubernetes_connection_id=CONNECTION)
+    release_lease = ReleaseLeaseOperator(task_id="release_lease", kubernetes_connection_id=CONNECTION)
     verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION, retries=0)
 
-    check_request >> ready >> plan_changes >> record_before_state >> components >> tested >> verify_metrics
+    check_request >> recover_operations >> ready >> plan_changes >> acquire_lease >> record_before_state
+    record_before_state >> components >> tested >> verify_metrics
     # The group ends with the deletion, which runs whatever happened: what it waited for must have succeeded too.
     tested.get_child_by_label("wait_test_intents") >> verify_metrics >> verify_components
-    verify_components >> undone >> stop_traffic >> report_operation >> verify_outcome
+    verify_components >> undone >> stop_traffic >> report_operation >> release_lease >> verify_outcome
     record_before_state >> measure_traffic >> report_operation
+    # Beside the chain: it ends when the lease is given back, which the report's closed journal allows.
+    acquire_lease >> hold_lease >> verify_outcome
+    release_lease.as_teardown(setups=acquire_lease, on_failure_fail_dagrun=True)
 
 
 rolling_upgrade()

@@ -25,7 +25,12 @@ SYSTEM_NAMESPACE = "nephoran-system"
 REPORTS_BUCKET = "nephoran-reports"
 """One of the buckets that the lab's object store starts with."""
 
-SERVICE_ACCOUNTS = {"kubernetes_preflight": "preflight", "kubernetes_rolling_upgrade": "rolling-upgrade"}
+SERVICE_ACCOUNTS = {
+    "kubernetes_preflight": "preflight",
+    "kubernetes_rolling_upgrade": "rolling-upgrade",
+    "kubernetes_recover_operation": "recover-operation",
+    "kubernetes_rollback": "rollback",
+}
 """Airflow connection to the ServiceAccount behind it."""
 
 MANIFESTS = (PROJECT / "deploy" / "rbac", PROJECT / "deploy" / "rbac" / "optional" / "vantage-point.yaml")

@@ -219,6 +219,37 @@ class Gate(Part):
         return self.duration_seconds + self.extension_seconds
 
 
+class LeaseSettings(Part):
+    """How long the lease holds without renewal, and how often it is renewed."""
+
+    duration_seconds: int = Field(60, ge=3, le=3600)
+    renew_seconds: float = Field(10, gt=0, le=600)
+
+    @model_validator(mode="after")
+    def _renewed_in_time(self) -> LeaseSettings:
+        if self.renew_seconds * 3 > self.duration_seconds:
+            raise ValueError("renew_seconds must be at most a third of duration_seconds: two renewals may be lost")
+        return self
+
+    @property
+    def duration(self) -> timedelta:
+        return timedelta(seconds=self.duration_seconds)
+
+    @property
+    def renew_after(self) -> timedelta:
+        return timedelta(seconds=self.renew_seconds)
+
+
+class Journals(Part):
+    keep_closed: int = Field(50, ge=1, le=1000)
+
+
+class Recovery(Part):
+    """What scheduled runs of recover_operation do."""
+
+    mode: Literal["plan", "apply"] = "apply"
+
+
 class Reports(Part):
     """Where reports are kept: a bucket, and always the local folder as well."""
 
@@ -256,6 +287,9 @@ class SystemProfile(Part):
     probe: ProbeSettings | None = None
     rollout: Rollout = Rollout()
     gate: Gate = Gate()
+    lease: LeaseSettings = LeaseSettings()
+    journals: Journals = Journals()
+    recovery: Recovery = Recovery()
     registry: Registry = Registry()
     reports: Reports = Reports()
     backup: Backup = Backup()

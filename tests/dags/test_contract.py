@@ -32,8 +32,14 @@ VERBS = {
     "apply",
     "rollback",
     "delete",
+    "acquire",
+    "hold",
+    "release",
+    "recover",
 }
-CHANGING = {"apply", "rollback", "delete"}
+FRAME = {"hold_lease", "release_lease"}
+"""What outlives the report: the lease is given back when the report has closed the journal."""
+CHANGING = {"apply", "rollback", "delete", "recover"}
 TAGS = {"preflight", "upgrade", "weaviate", "backup", "recovery", "audit"}
 RISKS = {"risk/read-only", "risk/changes-system", "risk/destroys-data"}
 HEADINGS = (
@@ -74,7 +80,9 @@ def defers(task: Any) -> bool:
 
 
 def test_every_file_is_one_procedure_of_the_same_name(parsed: dict[str, Any]) -> None:
-    assert {"preflight", "rolling_upgrade"} <= STEMS, "the procedures are gone, or the test looks in the wrong folder"
+    assert {"preflight", "rolling_upgrade", "recover_operation", "rollback"} <= STEMS, (
+        "the procedures are gone, or the test looks in the wrong folder"
+    )
     assert parsed["errors"] == {}
     assert set(parsed["dags"]) == STEMS
     assert set(DAGS) == STEMS
@@ -219,8 +227,9 @@ def test_changes_nothing_by_default(dag: Any) -> None:
         return
     assert dag.params["mode"] == "plan"
     assert dag.params.get_param("mode").schema["enum"] == ["plan", "apply"]
-    assert dag.params["version"] is None
-    assert dag.params["images"] == {}
+    assert dag.params.get("version") is None
+    assert dag.params.get("images", {}) == {}
+    assert dag.params.get("operation") is None, "no change has a default target"
 
 
 # ------------------------------------------------------------------------------------------------------------ the steps
@@ -236,11 +245,12 @@ def test_the_verb_of_a_step_tells_what_it_does(dag: Any) -> None:
 @dags
 def test_a_change_is_checked_before_and_verified_after(dag: Any) -> None:
     for task in dag.tasks:
-        if verb_of(task.task_id) not in ("apply", "rollback"):
+        if verb_of(task.task_id) not in ("apply", "rollback", "recover"):
             continue
         before = {verb_of(name) for name in task.get_flat_relative_ids(upstream=True)}
         after = {verb_of(name) for name in task.get_flat_relative_ids(upstream=False)}
-        assert {"check", "decide"} <= before, task.task_id
+        # A recovery decides by itself, from journals and live objects.
+        assert ({"check"} if verb_of(task.task_id) == "recover" else {"check", "decide"}) <= before, task.task_id
         assert "verify" in after, task.task_id
         if verb_of(task.task_id) == "apply":
             assert "record" in before, f"{task.task_id} changes before the journal is written"
@@ -248,11 +258,30 @@ def test_a_change_is_checked_before_and_verified_after(dag: Any) -> None:
 
 
 @dags
+def test_a_change_is_framed_by_the_lease(dag: Any) -> None:
+    if not any(verb_of(task.task_id) == "apply" for task in dag.tasks):
+        return
+    acquire, hold, release = (dag.get_task(name) for name in ("acquire_lease", "hold_lease", "release_lease"))
+    assert acquire.is_setup
+    assert release.is_teardown
+    assert release.on_failure_fail_dagrun, "a run that leaves its operation open must be red"
+    assert "acquire_lease" in hold.upstream_task_ids
+    assert "hold_lease" not in release.get_flat_relative_ids(upstream=True), "it renews until the lease is released"
+    assert release.upstream_task_ids == {"acquire_lease", "report_operation"}
+    record = dag.get_task("record_before_state")
+    assert "acquire_lease" in record.upstream_task_ids
+    for task in dag.tasks:
+        if verb_of(task.task_id) in CHANGING - {"recover"}:
+            assert "acquire_lease" in task.get_flat_relative_ids(upstream=True), task.task_id
+
+
+@dags
 def test_every_step_leads_to_the_report_and_the_colour_of_the_run(dag: Any) -> None:
     assert dag.leaves == [dag.get_task("verify_outcome")]
     report = dag.get_task("report_operation")
     everything = {task.task_id for task in dag.tasks}
-    assert report.get_flat_relative_ids(upstream=True) == everything - {"report_operation", "verify_outcome"}
+    assert report.get_flat_relative_ids(upstream=True) == everything - {"report_operation", "verify_outcome"} - FRAME
+    assert dag.get_task("verify_outcome").get_flat_relative_ids(upstream=True) == everything - {"verify_outcome"}
     assert report.trigger_rule == "all_done"
     assert dag.get_task("verify_outcome").trigger_rule == "all_done"
     assert [task.task_id for task in dag.roots] == ["check_request"]

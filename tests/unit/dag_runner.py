@@ -23,6 +23,8 @@ from airflow.sdk.exceptions import (
 )
 
 BAD = ("failed", "upstream_failed")
+BESIDE = ("ProbeTrigger", "HoldLeaseTrigger")
+"""Triggers that run beside everything else and end when they are told to, in this order."""
 
 
 class TaskInstance:
@@ -124,6 +126,9 @@ class DagRunner:
             state = "upstream_failed" if bad else None
         elif rule == "all_done":
             state = None
+        elif rule == "all_done_setup_success":
+            setups = [self.states[n] for n in task.upstream_task_ids if self.dag.get_task(n).is_setup]
+            state = "skipped" if set(setups) == {"skipped"} else None if "success" in setups else "upstream_failed"
         elif rule == "all_done_min_one_success":
             state = "skipped" if skipped else None if "success" in states else "upstream_failed"
         else:
@@ -146,8 +151,7 @@ class DagRunner:
             try:
                 result = call()
             except TaskDeferred as deferred:
-                if type(deferred.trigger).__name__ == "ProbeTrigger":
-                    # It runs beside everything else and ends when it is told to.
+                if type(deferred.trigger).__name__ in BESIDE:
                     self._parked.append((task, ti, deferred))
                     return
                 call = self._resumed(task, ti, deferred)
@@ -175,6 +179,7 @@ class DagRunner:
             return
 
     def _resume_parked(self) -> None:
+        self._parked.sort(key=lambda parked: BESIDE.index(type(parked[2].trigger).__name__))
         task, ti, deferred = self._parked.pop(0)
         self._step(task, ti, self._resumed(task, ti, deferred))
 

@@ -22,6 +22,7 @@ JsonObject = dict[str, Any]
 SYSTEM, OWN = "nephoran-system", "nephoran-maintenance"
 APPS = f"/apis/apps/v1/namespaces/{SYSTEM}"
 PODS = f"/api/v1/namespaces/{SYSTEM}/pods"
+LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{OWN}/leases"
 JOURNALS = f"/api/v1/namespaces/{OWN}/configmaps"
 JOB_LABEL = "batch.kubernetes.io/job-name"
 INTENT_GROUPS = ("intent.nephoran.com", "nephoran.com")
@@ -65,6 +66,8 @@ class SystemCluster(FakeCluster):
         self.keep_intents = False
         self.job_says = "401\n"
         self.made = 0
+        self.accepted: list[Received] = []
+        """The writes that were done; one that met another write is not among them."""
         self._at_rest = -1
         self._templates: dict[tuple[str, str], JsonObject] = {}
         self.put(
@@ -362,6 +365,12 @@ class SystemCluster(FakeCluster):
     # --------------------------------------------------------------------------------------------------- the API server
 
     def __call__(self, request: Received) -> Reply:
+        reply = self._answer(request)
+        if is_write(request) and reply.status < 300:
+            self.accepted.append(request)
+        return reply
+
+    def _answer(self, request: Received) -> Reply:
         self.before(request)
         self.tick()
         if self.fail is not None and (reply := self.fail(request)) is not None:
@@ -388,7 +397,7 @@ class SystemCluster(FakeCluster):
 
     def _get(self, request: Received) -> Reply:
         folder, _, name = request.path.rpartition("/")
-        kinds = (*PLURALS.values(), "configmaps", "networkintents", "jobs")
+        kinds = (*PLURALS.values(), "configmaps", "networkintents", "jobs", "leases")
         if request.path not in self.objects and folder.rpartition("/")[2] in kinds:
             return status_object(404, "NotFound", f'"{name}" not found')
         return super()._get(request)
@@ -451,10 +460,15 @@ def _json_patch(target: JsonObject, operation: JsonObject) -> str:
     parts = [part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]]
     *parents, last = parts
     for part in parents:
+        if part not in target:
+            return f"error in {operation['op']} for path: '{operation['path']}': missing path"
         target = target[part]
     if operation["op"] == "test":
         same = target.get(last) == operation["value"]
         return "" if same else f"testing value {operation['path']} failed: test failed"
+    if operation["op"] == "remove":
+        del target[last]
+        return ""
     if operation["op"] not in ("add", "replace"):
         raise AssertionError(f"the fake cluster does not know {operation['op']}")
     target[last] = operation["value"]

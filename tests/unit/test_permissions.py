@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nephoran_maintenance.domain.upgrade import permissions_for
+from nephoran_maintenance.domain.upgrade import permissions_for, recovery_permissions_for
 from nephoran_maintenance.profile import load_profile
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -20,7 +20,8 @@ MANIFESTS = [
 ]
 PROFILE = load_profile(PROJECT / "include" / "profiles" / "nephoran.yaml")
 INTENT_GROUPS = ("nephoran.com", "intent.nephoran.com")
-ACCOUNTS = ("preflight", "rolling-upgrade")
+RECOVERING = ("recover-operation", "rollback")
+ACCOUNTS = ("preflight", "rolling-upgrade", *RECOVERING)
 
 
 def rules_of(account: str) -> list[tuple[str | None, dict[str, Any]]]:
@@ -62,6 +63,18 @@ def test_preflight_may_do_what_it_will_ask_for(access: dict[str, str]) -> None:
 @pytest.mark.parametrize("access", permissions_for(PROFILE, INTENT_GROUPS, changing=True), ids=described)
 def test_rolling_upgrade_may_do_what_it_will_ask_for(access: dict[str, str]) -> None:
     assert allows("rolling-upgrade", access)
+
+
+@pytest.mark.parametrize("account", RECOVERING)
+@pytest.mark.parametrize("access", recovery_permissions_for(PROFILE, INTENT_GROUPS), ids=described)
+def test_a_recovery_may_do_what_it_will_ask_for(access: dict[str, str], account: str) -> None:
+    assert allows(account, access)
+
+
+@pytest.mark.parametrize("account", RECOVERING)
+def test_a_recovery_creates_nothing_but_the_lease(account: str) -> None:
+    created = {r for _, rule in rules_of(account) if "create" in rule["verbs"] for r in rule["resources"]}
+    assert created == {"leases", "selfsubjectaccessreviews", "pods/portforward"}
 
 
 @pytest.mark.parametrize("account", ACCOUNTS)

@@ -94,12 +94,17 @@ def sandbox_intent(kind: IntentKind, intents: Intents, operation: str) -> dict[s
         "apiVersion": kind.api_version,
         "kind": "NetworkIntent",
         "metadata": {
-            "name": f"test-{operation}",
+            "name": test_intent_name(operation),
             "namespace": intents.test_namespace,
             "labels": {OPERATION_LABEL: operation},
         },
         "spec": spec,
     }
+
+
+def test_intent_name(operation: str) -> str:
+    """Return the name of an operation's test intents."""
+    return f"test-{operation}"
 
 
 def _fitting_text(schema: JsonObject, text: str) -> str:

@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nephoran_maintenance.domain.lease import lost
 from nephoran_maintenance.errors import UnknownStateError
 from nephoran_maintenance.settings import PREFIX
 
 SCHEMA_VERSION = 1
 LABELS = {"app.kubernetes.io/managed-by": "nephoran-maintenance", f"{PREFIX}/record": "journal"}
+STATE_LABEL = f"{PREFIX}/state"
 LONGEST_NAME = 52
 
 Step = Literal["planned", "intended", "applied", "verified", "rolling-back", "rolled-back"]
@@ -53,6 +55,20 @@ class JournalEntry(BaseModel):
         return (self.at["verified"] - self.at["intended"]).total_seconds()
 
 
+class Takeover(BaseModel):
+    """Who took an operation over after its owner was gone, what was found, and what was decided."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    by: str
+    procedure: str
+    token: int
+    at: datetime
+    decision: Literal["finish", "undo"]
+    reason: str
+    found: dict[str, str] = {}
+    """By component, in which state its object was."""
+
+
 class Journal(BaseModel):
     """The record of one operation."""
 
@@ -67,6 +83,14 @@ class Journal(BaseModel):
     state: Literal["open", "closed"] = "open"
     outcome: Outcome | None = None
     fencing_token: int | None = None
+    """The token that the objects in scope bear; a write to this journal by the holder of another is refused."""
+    requested_by: str | None = None
+    reason: str | None = None
+    verified_at: datetime | None = None
+    """When everything together was seen to be good; without it a recovery undoes."""
+    turned_back_at: datetime | None = None
+    """When the way back was begun; from then on nothing is changed forward."""
+    takeovers: tuple[Takeover, ...] = ()
     closed_at: datetime | None = None
     entries: tuple[JournalEntry, ...] = ()
 
@@ -86,9 +110,52 @@ class Journal(BaseModel):
         """Return the components that a rollback concerns, in reverse order. What was not begun is not in it."""
         return list(reversed(self.begun()))
 
+    def progress(self) -> str:
+        """Return how far each change is, in one line."""
+        return ", ".join(f"{entry.component} {entry.kind} is {entry.step}" for entry in self.entries)
+
     def complete(self) -> bool:
         """Return whether every intended change is verified."""
         return all(entry.step == "verified" for entry in self.entries)
+
+    def workloads(self) -> dict[str, Workload]:
+        """Return the object of each component in scope."""
+        return {entry.component: entry.workload for entry in self.entries}
+
+    def owned(self, token: int) -> Journal:
+        """Return the journal; the guard of a write by the holder of a token.
+
+        :raises PermanentError: ``lease-lost`` when the journal is another holder's.
+        """
+        if self.fencing_token != token:
+            raise lost(f"the journal {self.operation_id}", f"token {self.fencing_token}", token)
+        return self
+
+    def fenced(self, token: int) -> Journal:
+        """Return the journal in the hands of a newer holder.
+
+        :raises PermanentError: ``lease-lost`` when a still newer one has it.
+        """
+        if self.fencing_token is not None and self.fencing_token > token:
+            raise lost(f"the journal {self.operation_id}", f"token {self.fencing_token}", token)
+        return self.model_copy(update={"fencing_token": token})
+
+    def turned_back(self, at: datetime) -> Journal:
+        """Return the journal on its way back; the first moment counts."""
+        return self if self.turned_back_at else self.model_copy(update={"turned_back_at": at})
+
+    def seen_good(self, at: datetime) -> Journal:
+        """Return the journal with everything together seen to be good; the first moment counts."""
+        return self if self.verified_at else self.model_copy(update={"verified_at": at})
+
+    def taken_over(self, takeover: Takeover) -> Journal:
+        """Return the journal with the record of a recovery."""
+        return self.model_copy(update={"takeovers": (*self.takeovers, takeover)})
+
+    def reopened(self, at: datetime) -> Journal:
+        """Return a closed journal opened for the way back."""
+        changes = {"state": "open", "outcome": None, "closed_at": None}
+        return self.model_copy(update=changes).turned_back(at)
 
     def moved(self, component: str, kind: str | None, step: Step, at: datetime) -> Journal:
         """Return the journal with entries at another step; ``kind`` None means all begun entries of the component."""
@@ -108,6 +175,19 @@ class Journal(BaseModel):
         if self.state == "closed":
             return self
         return self.model_copy(update={"state": "closed", "outcome": outcome, "closed_at": at})
+
+
+def outcome_of(journal: Journal, verified: bool) -> Outcome | None:
+    """Return the outcome that a journal's entries tell; None while something is left to do.
+
+    :param verified: whether the last look at everything together went well.
+    """
+    steps = {entry.step for entry in journal.entries}
+    if steps == {"verified"}:
+        return "succeeded" if verified else None
+    if steps <= {"planned"}:
+        return "nothing-changed"
+    return "rolled-back" if steps <= {"rolled-back", "planned"} else None
 
 
 def operation_id(procedure: str, at: datetime, run_id: str) -> str:
@@ -135,7 +215,7 @@ def to_config_map(journal: Journal, namespace: str) -> dict[str, Any]:
         "metadata": {
             "name": journal.operation_id,
             "namespace": namespace,
-            "labels": {**LABELS, f"{PREFIX}/state": journal.state, f"{PREFIX}/procedure": journal.procedure},
+            "labels": {**LABELS, STATE_LABEL: journal.state, f"{PREFIX}/procedure": journal.procedure},
         },
         "data": data,
     }

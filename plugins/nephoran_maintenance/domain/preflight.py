@@ -424,9 +424,9 @@ def check_gate_series(component: str, pods: int) -> Finding:
     :param pods: how many pods Prometheus has series of.
     """
     if pods:
-        return Finding("metrics", "pass", component, f"series of {pods} pods", "series for its gate")
+        return Finding("gates", "pass", component, f"series of {pods} pods", "series for its gate")
     return Finding(
-        "metrics",
+        "gates",
         "warn",
         component,
         "Prometheus has no series of it: its gate would be unknown, and the change taken back",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from nephoran_maintenance.domain.findings import RANK
 from nephoran_maintenance.domain.images import ImageReference
 from nephoran_maintenance.domain.journal import Journal, JournalEntry
+from nephoran_maintenance.domain.plan import difference
 
 NOT_MEASURED = "not measured"
 PROBE_FIGURES = ("sent", "failed", "longest_gap_seconds", "requests_per_second")
@@ -70,6 +71,7 @@ def build_report(
     rollback: Sequence[Mapping[str, Any]] = (),
     findings: Sequence[Mapping[str, Any]] = (),
     failed_steps: Sequence[Mapping[str, Any]] = (),
+    recovery: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the report as plain data.
 
@@ -79,6 +81,7 @@ def build_report(
     :param health: by component, what its last step has measured.
     :param gates: ``[{"after", "component", "state", "reason", "message", "figures", "findings", "hint", "samples"}]``; the
         state of one that has no verdict is ``off`` or *not measured*.
+    :param recovery: what a recovery found, decided and did; see :func:`recovery_facts`.
     :param probe_expected: whether a probe was to run; without its result the probe's figures read *not measured*.
     """
     if probe is None and probe_expected:
@@ -104,7 +107,68 @@ def build_report(
         "rollback": list(rollback),
         "findings": [{**finding, "rank": RANK[finding["severity"]]} for finding in findings],
         "failed_steps": list(failed_steps),
+        "recovery": dict(recovery) if recovery else None,
     }
+
+
+def recovery_facts(journal: Journal, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a recovery found, decided and did with an operation: from its row and its journal.
+
+    Keys: ``operation``, ``procedure``, ``run_id``, ``requested_by``, ``reason_of_run``, ``started_at``, ``decision``, ``reason``,
+    ``found`` (by component), ``done``, ``takeovers``.
+
+    :param row: ``decision``, ``reason``, ``found`` as the recovery saw them first.
+    """
+    return {
+        "operation": journal.operation_id,
+        "procedure": journal.procedure,
+        "run_id": journal.run_id,
+        "requested_by": journal.requested_by or NOT_MEASURED,
+        "reason_of_run": journal.reason,
+        "started_at": journal.started_at.isoformat(timespec="seconds"),
+        "decision": row["decision"],
+        "reason": row["reason"],
+        "found": dict(row["found"]),
+        "done": f"closed: {journal.outcome}" if journal.state == "closed" else "not closed",
+        "takeovers": [takeover.model_dump(mode="json") for takeover in journal.takeovers],
+    }
+
+
+def plan_of_journal(journal: Journal) -> dict[str, Any]:
+    """Return the plan as far as a journal holds it: what each component came from and was to go to."""
+    return {
+        "changes": [
+            {
+                "component": entry.component,
+                "kind": entry.kind,
+                "before": entry.before,
+                "after": entry.intended,
+                "digest": entry.digest,
+                "diff": difference(entry.component, entry.before, entry.intended),
+            }
+            for entry in journal.entries
+        ],
+        "nothing_to_do": [],
+    }
+
+
+def rollback_rows(journal: Journal) -> list[dict[str, Any]]:
+    """Return what went back, in reverse order, as a journal holds it."""
+    rows = []
+    for component in reversed(list(journal.workloads())):
+        back = [entry for entry in journal.entries_of(component) if entry.step in ("rolling-back", "rolled-back")]
+        if not back:
+            continue
+        done = all(entry.step == "rolled-back" for entry in back)
+        seconds = max(e.at["rolled-back"] for e in back) - min(e.at["rolling-back"] for e in back) if done else None
+        rows.append(
+            {
+                "component": component,
+                "result": "back on its recorded template, verified" if done else "on its way back",
+                "seconds": round(seconds.total_seconds(), 1) if seconds is not None else NOT_MEASURED,
+            }
+        )
+    return rows
 
 
 def _summary(how: Overall, journal: Journal | None) -> str:

@@ -13,6 +13,10 @@ CHANGE_KINDS = ("policy", "image")
 
 CHECK_REQUEST = "check_request"
 PLAN_CHANGES = "plan_changes"
+RECOVER_OPERATIONS = "recover_operations"
+ACQUIRE_LEASE = "acquire_lease"
+HOLD_LEASE = "hold_lease"
+RELEASE_LEASE = "release_lease"
 RECORD_BEFORE_STATE = "record_before_state"
 MEASURE_TRAFFIC = "measure_traffic"
 VERIFY_METRICS = "verify_metrics"

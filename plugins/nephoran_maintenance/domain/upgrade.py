@@ -205,17 +205,44 @@ def permissions_for(profile: SystemProfile, intent_groups: Sequence[str], *, cha
     if profile.vantage_point is not None:
         wanted += [{"verb": v, "group": "batch", "resource": "jobs", "namespace": system} for v in ("create", "delete")]
     if changing:
+        wanted += [access for access in recovery_permissions_for(profile, intent_groups) if access not in wanted]
         wanted += [
-            {"verb": "patch", "group": "apps", "resource": resource, "namespace": system}
-            for resource in ("deployments", "statefulsets", "daemonsets")
+            {
+                "verb": "create",
+                "group": group,
+                "resource": "networkintents",
+                "namespace": profile.intents.test_namespace,
+            }
+            for group in intent_groups
         ]
-        wanted += [{"verb": "delete", "resource": "pods", "namespace": system}]
-        wanted += [
+        wanted += [{"verb": "create", "resource": "configmaps", "namespace": own}]
+    return wanted
+
+
+def recovery_permissions_for(profile: SystemProfile, intent_groups: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what a recovery will ask the cluster for, beyond reading, as SelfSubjectAccessReview attributes."""
+    system, own = profile.namespaces.system, profile.namespaces.maintenance
+    return [
+        *(
+            {"verb": verb, "group": "apps", "resource": resource, "namespace": system}
+            for resource in ("deployments", "statefulsets", "daemonsets")
+            for verb in ("get", "patch")
+        ),
+        {"verb": "list", "resource": "pods", "namespace": system},
+        {"verb": "delete", "resource": "pods", "namespace": system},
+        {"verb": "get", "resource": "pods/proxy", "namespace": system},
+        {"verb": "list", "group": "apiextensions.k8s.io", "resource": "customresourcedefinitions"},
+        *(
             {"verb": verb, "group": group, "resource": "networkintents", "namespace": profile.intents.test_namespace}
             for group in intent_groups
-            for verb in ("get", "create", "delete")
-        ]
-        wanted += [
-            {"verb": v, "resource": "configmaps", "namespace": own} for v in ("get", "create", "update", "patch")
-        ]
-    return wanted
+            for verb in ("get", "delete")
+        ),
+        *(
+            {"verb": verb, "resource": "configmaps", "namespace": own}
+            for verb in ("get", "list", "update", "patch", "delete")
+        ),
+        *(
+            {"verb": verb, "group": "coordination.k8s.io", "resource": "leases", "namespace": own}
+            for verb in ("get", "create", "update")
+        ),
+    ]

@@ -1,4 +1,7 @@
-"""The cluster for triggers: the same words and errors as the blocking hook, reading only, never blocking the loop."""
+"""The cluster for triggers: the same words and errors as the blocking hook, never blocking the loop.
+
+It reads, and replaces one kind of object: the lease, whose renewal is what the run's trigger is for.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 import importlib
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlencode
@@ -23,6 +26,7 @@ from nephoran_maintenance.hooks.kubernetes_rest import (
     Resource,
     cluster_settings,
     list_items,
+    moment_of_header,
     parse_json,
     resource_of,
     resource_path,
@@ -120,6 +124,17 @@ class AsyncClusterHook:
         return server_name(self._api_client.configuration.host)
 
     async def _get(self, path: str, about: Request, query: Mapping[str, object] | None = None) -> JsonObject:
+        return (await self._request("GET", path, about, query))[0]
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        about: Request,
+        query: Mapping[str, object] | None = None,
+        body: JsonObject | None = None,
+    ) -> tuple[JsonObject, datetime]:
+        """Return the answer's object and the API server's time of it."""
         import aiohttp
 
         headers = {"Accept": "application/json", "User-Agent": FIELD_MANAGER}
@@ -132,10 +147,12 @@ class AsyncClusterHook:
             options["server_hostname"] = configuration.tls_server_name
         if configuration.proxy:
             options["proxy"] = configuration.proxy
+        if body is not None:
+            options["json"] = body
         read_seconds = self.read_timeout.total_seconds()
         try:
             async with self._api_client.rest_client.pool_manager.request(
-                "GET",
+                method,
                 url,
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(
@@ -144,14 +161,14 @@ class AsyncClusterHook:
                 allow_redirects=False,
                 **options,
             ) as response:
-                body = await response.read()
-                status = response.status
+                content = await response.read()
+                status, at = response.status, moment_of_header(response.headers.get("Date"))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise unreachable_error(self.server, self.connection_id, error, about) from error
         if not 200 <= status <= 299:
             secrets = self._settings.secrets if self._settings else []
-            raise status_error(status, body, about, self.connection_id, self.server, secrets)
-        return parse_json(body, about, self.connection_id, self.server)
+            raise status_error(status, content, about, self.connection_id, self.server, secrets)
+        return parse_json(content, about, self.connection_id, self.server), at or datetime.now(UTC)
 
     async def get(self, kind: str | Resource, name: str, namespace: str | None = None) -> JsonObject:
         """Return one object.
@@ -162,6 +179,28 @@ class AsyncClusterHook:
         return await self._get(
             resource_path(resource, namespace, name), Request("get", resource.label, namespace, name)
         )
+
+    async def get_at(
+        self, kind: str | Resource, name: str, namespace: str | None = None
+    ) -> tuple[JsonObject, datetime]:
+        """Return one object and the API server's time of the answer.
+
+        :raises PermanentError: ``not-found`` when it does not exist.
+        """
+        resource = resource_of(kind)
+        about = Request("get", resource.label, namespace, name)
+        return await self._request("GET", resource_path(resource, namespace, name), about)
+
+    async def replace(self, body: JsonObject) -> JsonObject:
+        """Replace an object of a kind that the hook knows, as it was looked at.
+
+        :raises TransientError: ``conflict`` when the stored object has another resource version.
+        """
+        resource = resource_of(str(body["kind"]))
+        name, namespace = body["metadata"]["name"], body["metadata"].get("namespace")
+        about = Request("update", resource.label, namespace, name)
+        query = {"fieldManager": FIELD_MANAGER}
+        return (await self._request("PUT", resource_path(resource, namespace, name), about, query, body))[0]
 
     async def find(self, kind: str | Resource, name: str, namespace: str | None = None) -> JsonObject | None:
         """Return one object, or None when it does not exist."""

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -32,6 +33,7 @@ from nephoran_maintenance.hooks.kubernetes_rest import (
     cluster_settings,
     events_about,
     list_items,
+    moment_of_header,
     parse_json,
     resource_of,
     resource_path,
@@ -56,6 +58,8 @@ class Answer:
 
     status: int
     body: bytes
+    at: datetime | None = None
+    """The server's own time; None when it did not say."""
 
     @property
     def text(self) -> str:
@@ -189,7 +193,7 @@ class ClusterHook:
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise unreachable_error(self.server, self.connection_id, error, about) from error
-        answer = Answer(int(response.status), bytes(response.data))
+        answer = Answer(int(response.status), bytes(response.data), moment_of_header(response.headers.get("Date")))
         if raise_for_status and not 200 <= answer.status <= 299:
             raise status_error(
                 answer.status, answer.body, about, self.connection_id, self.server, self.settings.secrets
@@ -219,6 +223,16 @@ class ClusterHook:
             if error.reference == "not-found":
                 return None
             raise
+
+    def get_at(self, kind: str | Resource, name: str, namespace: str | None = None) -> tuple[JsonObject, datetime]:
+        """Return one object and the API server's time of the answer, which all who share it agree on.
+
+        :raises PermanentError: ``not-found`` when it does not exist.
+        """
+        resource = resource_of(kind)
+        about = Request("get", resource.label, namespace, name)
+        answer = self.request("GET", resource_path(resource, namespace, name), about)
+        return parse_json(answer.body, about, self.connection_id, self.server), answer.at or datetime.now(UTC)
 
     def list(
         self,
@@ -365,6 +379,7 @@ class ClusterHook:
         namespace: str | None = None,
         *,
         uid: str | None = None,
+        resource_version: str | None = None,
         propagation: Literal["Background", "Foreground", "Orphan"] = "Background",
         grace_period: timedelta | None = None,
         dry_run: bool = False,
@@ -372,13 +387,15 @@ class ClusterHook:
         """Delete an object; finalizers may keep it for a while, so look for it afterwards.
 
         :param uid: delete only the object with this uid.
+        :param resource_version: delete it only as it was looked at.
         :returns: False when there was nothing to delete.
         """
         resource = resource_of(kind)
         about = Request("delete", resource.label, namespace, name)
         options: JsonObject = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
-        if uid is not None:
-            options["preconditions"] = {"uid": uid}
+        given = {"uid": uid, "resourceVersion": resource_version}
+        if any(given.values()):
+            options["preconditions"] = {key: value for key, value in given.items() if value}
         if grace_period is not None:
             options["gracePeriodSeconds"] = int(grace_period.total_seconds())
         if dry_run:
@@ -630,6 +647,32 @@ class ClusterHook:
         self.get("Pod", pod, namespace)
         with PortForwarder(self._new_api_client, namespace, pod, port) as forwarder:
             yield f"http://127.0.0.1:{forwarder.local_port}"
+
+
+class KubeconfigClusterHook(ClusterHook):
+    """Talk to one cluster with a kubeconfig, where no Airflow is: the command line of a person on call.
+
+    :param path: kubeconfig; None: ``KUBECONFIG``, else ``~/.kube/config``.
+    :param context: default: the kubeconfig's current context.
+    """
+
+    def __init__(self, path: Path | None = None, context: str | None = None) -> None:
+        self._path = str(path) if path is not None else None
+        settings = ClusterSettings(str(path or "kubeconfig"), kube_config_path=self._path, context=context)
+        super().__init__(settings.connection_id, settings=settings)
+
+    def _new_api_client(self) -> Any:
+        from kubernetes import config
+
+        try:
+            return config.new_client_from_config(config_file=self._path, context=self.settings.context)
+        except (config.ConfigException, OSError, ValueError, KeyError, TypeError) as error:
+            raise PermanentError(
+                "connection-invalid",
+                f"the kubeconfig {self.connection_id!r} can't be used: {type(error).__name__}: {error}",
+                context={"kubeconfig": self.connection_id},
+                hint="Check it with kubectl --kubeconfig.",
+            ) from error
 
 
 def _write_query(dry_run: bool, field_manager: str) -> dict[str, object]:

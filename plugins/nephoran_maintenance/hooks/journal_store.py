@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from nephoran_maintenance.domain.journal import LABELS, Journal, from_config_map, to_config_map
+from nephoran_maintenance.domain.journal import LABELS, STATE_LABEL, Journal, from_config_map, to_config_map
 from nephoran_maintenance.errors import TransientError
 from nephoran_maintenance.hooks.cluster import ClusterHook
 
 CONFLICT_TRIES = 5
+OPEN_JOURNALS = {**LABELS, STATE_LABEL: "open"}
+"""Labels of the journals of operations that are neither finished nor undone."""
 
 
 class JournalStore:
@@ -44,15 +46,18 @@ class JournalStore:
         """
         return from_config_map(self.cluster.get("ConfigMap", operation_id, self.namespace))
 
-    def update(self, operation_id: str, change: Callable[[Journal], Journal]) -> Journal:
+    def update(self, operation_id: str, change: Callable[[Journal], Journal], *, token: int | None = None) -> Journal:
         """Apply a pure change to the stored journal and return what is now stored.
 
         Somebody else's write in between is no loss: the change is then applied to theirs.
+
+        :param token: the fencing token of the writer, compared in the same replace; None: a write that takes it over.
+        :raises PermanentError: ``lease-lost`` when the journal bears another token.
         """
         for attempt in range(CONFLICT_TRIES):
             config_map = self.cluster.get("ConfigMap", operation_id, self.namespace)
             before = from_config_map(config_map)
-            after = change(before)
+            after = change(before if token is None else before.owned(token))
             if after == before:
                 return before
             body = to_config_map(after, self.namespace)
@@ -81,7 +86,23 @@ class JournalStore:
             patch_type="merge",
         )
 
-    def all(self) -> list[Journal]:
-        """Return every journal, newest first."""
-        journals = [from_config_map(item) for item in self.cluster.list("ConfigMap", self.namespace, LABELS)]
+    def all(self, state: str | None = None) -> list[Journal]:
+        """Return every journal, newest first; with a state (``open`` or ``closed``) only those in it."""
+        labels = {**LABELS, **({STATE_LABEL: state} if state else {})}
+        journals = [from_config_map(item) for item in self.cluster.list("ConfigMap", self.namespace, labels)]
         return sorted(journals, key=lambda journal: journal.started_at, reverse=True)
+
+    def open_operations(self) -> list[str]:
+        """Return the ids of the operations whose journal is open; one that can't be read counts."""
+        found = self.cluster.list("ConfigMap", self.namespace, OPEN_JOURNALS)
+        return [item["metadata"]["name"] for item in found]
+
+    def prune(self, keep: int) -> list[str]:
+        """Delete the oldest closed journals beyond so many, and return their names. Open ones are never deleted."""
+        found = self.cluster.list("ConfigMap", self.namespace, {**LABELS, STATE_LABEL: "closed"})
+        newest = sorted(found, key=lambda item: str(item["metadata"].get("creationTimestamp") or ""), reverse=True)
+        gone = [item["metadata"] for item in newest[keep:]]
+        for metadata in gone:
+            version = metadata["resourceVersion"]
+            self.cluster.delete("ConfigMap", metadata["name"], self.namespace, resource_version=version)
+        return [metadata["name"] for metadata in gone]

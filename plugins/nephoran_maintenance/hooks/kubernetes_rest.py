@@ -6,6 +6,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -410,6 +412,16 @@ def unreachable_error(server: str, connection_id: str, cause: BaseException, req
         context=context,
         hint=f"Check from this machine that {server} accepts connections, and that the connection names the right one.",
     )
+
+
+def moment_of_header(header: str | None) -> datetime | None:
+    """Return the moment in a ``Date`` header; None for a missing or unreadable one."""
+    if not header:
+        return None
+    try:
+        return parsedate_to_datetime(header).astimezone(UTC)
+    except ValueError:
+        return None
 
 
 def parse_json(body: bytes, request: Request, connection_id: str, server: str) -> JsonObject:

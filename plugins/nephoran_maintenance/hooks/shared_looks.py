@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import TypeVar
 
-from nephoran_maintenance.domain.selectors import selects
+from nephoran_maintenance.domain.label_selectors import selects
 from nephoran_maintenance.hooks.async_cluster import AsyncClusterHook
 from nephoran_maintenance.hooks.kubernetes_rest import JsonObject, JsonObjects
 

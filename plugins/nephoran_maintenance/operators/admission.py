@@ -15,9 +15,9 @@ from nephoran_maintenance.domain.upgrade import (
     requested_components,
     requested_image,
 )
+from nephoran_maintenance.engine.live import container_name
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import StepOperator
-from nephoran_maintenance.operators.live import container_name
 from nephoran_maintenance.sensors.gate import check_queries
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from nephoran_maintenance.hooks.cluster import ClusterHook
     from nephoran_maintenance.hooks.journal_store import JournalStore
+    from nephoran_maintenance.hooks.lease_store import HeldLease, LeaseStore
 
 ERROR_KEY = "error"
 LONGEST_ERROR = 4000
@@ -87,6 +88,26 @@ class StepOperator(BaseOperator):
         from nephoran_maintenance.hooks.journal_store import JournalStore
 
         return JournalStore(cluster or self.cluster(), self.profile.namespaces.maintenance)
+
+    def leases(self, cluster: ClusterHook) -> LeaseStore:
+        from nephoran_maintenance.hooks.lease_store import LeaseStore
+
+        return LeaseStore(cluster, self.profile)
+
+    def held_lease(self, context: Context, cluster: ClusterHook, journal: Journal) -> HeldLease:
+        """Return the lease that this operation holds, with the token that its journal bears.
+
+        :raises PermanentError: ``lease-lost`` when a recovery, or the way back of this run, has taken it over.
+        """
+        lease = self.leases(cluster).hold(operation_of(context))
+        journal.owned(lease.token)
+        return lease
+
+    def check_switches(self, cluster: ClusterHook, *, forward: bool) -> None:
+        """:raises PermanentError: ``switched-off`` when a person has stopped this kind of step."""
+        from nephoran_maintenance.hooks.switches import check_switches
+
+        check_switches(cluster, self.profile.namespaces.maintenance, forward=forward)
 
 
 def finish_change_step(

@@ -11,10 +11,10 @@ from nephoran_maintenance.domain.findings import Finding
 from nephoran_maintenance.domain.intents import count_active, served_kinds
 from nephoran_maintenance.domain.upgrade import permissions_for, requested_image
 from nephoran_maintenance.domain.vantage_point import is_own
+from nephoran_maintenance.engine.live import container_name
 from nephoran_maintenance.errors import MaintenanceError, TransientError
 from nephoran_maintenance.operators.admission import request_of
 from nephoran_maintenance.operators.base import StepOperator
-from nephoran_maintenance.operators.live import container_name
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -72,7 +72,7 @@ def check_images(step: CheckOperator, context: Context) -> Findings:
     return findings or [Finding("images", "pass", "images", "no version was asked for", "in the registry")]
 
 
-def check_metrics(step: CheckOperator, context: Context) -> Findings:
+def check_gates(step: CheckOperator, context: Context) -> Findings:
     from nephoran_maintenance.domain.gate import REQUESTS
     from nephoran_maintenance.hooks.prometheus_api import PrometheusHook
     from nephoran_maintenance.sensors.gate import queries_of
@@ -87,7 +87,7 @@ def check_metrics(step: CheckOperator, context: Context) -> Findings:
             window = timedelta(seconds=profile.gate.window_seconds)
             promql = queries_of(component, [REQUESTS], place, window)[REQUESTS]
             findings.append(preflight.check_gate_series(name, len(prometheus.query(promql, datetime.now(UTC)))))
-    return findings or [Finding("metrics", "pass", "gates", "no chosen component has one", "series for each gate")]
+    return findings or [Finding("gates", "pass", "gates", "no chosen component has one", "series for each gate")]
 
 
 def check_permissions(step: CheckOperator, context: Context) -> Findings:
@@ -108,7 +108,7 @@ CHECKS: dict[str, Callable[[CheckOperator, Context], Findings]] = {
     "capacity": check_capacity,
     "disruption": check_disruption,
     "images": check_images,
-    "metrics": check_metrics,
+    "gates": check_gates,
     "permissions": check_permissions,
     "backup": check_backup,
 }

@@ -17,10 +17,10 @@ from nephoran_maintenance.domain.vantage_point import (
     no_answer,
     question_job,
 )
+from nephoran_maintenance.engine.live import container_name, health_endpoint
 from nephoran_maintenance.errors import MaintenanceError
 from nephoran_maintenance.operators.base import StepOperator, operation_of
 from nephoran_maintenance.operators.checks import gathered
-from nephoran_maintenance.operators.live import container_name, health_endpoint
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -21,9 +21,9 @@ from nephoran_maintenance.domain.upgrade import (
     requested_image,
     version_of_image,
 )
+from nephoran_maintenance.engine.live import container_name, running_digests
 from nephoran_maintenance.operators.admission import request_of
 from nephoran_maintenance.operators.base import StepOperator
-from nephoran_maintenance.operators.live import container_name, running_digests
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -9,6 +9,7 @@ from nephoran_maintenance.domain.journal import Journal, JournalEntry, Workload
 from nephoran_maintenance.domain.patches import same_spec
 from nephoran_maintenance.domain.plan import Plan
 from nephoran_maintenance.domain.step_ids import PLAN_CHANGES
+from nephoran_maintenance.engine.fencing import stamp
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import StepOperator, finish_change_step, operation_of, pull
 from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 class RecordBeforeStateOperator(StepOperator):
     """Write the journal with every planned change, each object's exact state before and after it.
 
+    Then every object in scope is stamped with the token of the lease: from here on a write without it is refused.
     Refuses when an object is no longer what the plan saw. Safe to repeat: yes, an operation has one journal.
     """
 
@@ -30,29 +32,11 @@ class RecordBeforeStateOperator(StepOperator):
         cluster = self.cluster()
         store = self.journals(cluster)
         operation = operation_of(context)
-        if store.find(operation) is None:
+        journal = store.find(operation)
+        if journal is None:
+            lease = self.leases(cluster).hold(operation)
             self.check_unchanged(cluster, plan)
-        journal = store.create(
-            Journal(
-                operation_id=operation,
-                procedure=self.dag_id,
-                run_id=context["run_id"],
-                system=plan.system,
-                plan_hash=pull(context, PLAN_CHANGES, HASH_KEY),
-                started_at=datetime.now(UTC),
-                entries=tuple(
-                    JournalEntry(
-                        component=change.component,
-                        kind=change.kind,
-                        workload=Workload(**change.workload),
-                        before=change.before,
-                        intended=change.after,
-                        digest=change.digest,
-                    )
-                    for change in plan.changes
-                ),
-            )
-        )
+            journal = store.create(self.journal(context, plan, lease.token))
         if journal.state == "closed":
             raise PermanentError(
                 "operation-closed",
@@ -60,8 +44,35 @@ class RecordBeforeStateOperator(StepOperator):
                 context={"operation": operation},
                 hint="Trigger a new run instead of clearing this one.",
             )
+        stamp(cluster, journal, self.held_lease(context, cluster, journal))
         self.log.info("Journal %s has %d entries", operation, len(journal.entries))
         return finish_change_step(context, journal, self.profile, None, operation)
+
+    def journal(self, context: Context, plan: Plan, token: int) -> Journal:
+        """Return the journal of this run before its first change."""
+        run = context["dag_run"]
+        return Journal(
+            operation_id=operation_of(context),
+            procedure=self.dag_id,
+            run_id=context["run_id"],
+            system=plan.system,
+            plan_hash=pull(context, PLAN_CHANGES, HASH_KEY),
+            started_at=datetime.now(UTC),
+            fencing_token=token,
+            requested_by=run.triggering_user_name or run.run_type.value,
+            reason=context["params"].get("reason"),
+            entries=tuple(
+                JournalEntry(
+                    component=change.component,
+                    kind=change.kind,
+                    workload=Workload(**change.workload),
+                    before=change.before,
+                    intended=change.after,
+                    digest=change.digest,
+                )
+                for change in plan.changes
+            ),
+        )
 
     def check_unchanged(self, cluster: ClusterHook, plan: Plan) -> None:
         """:raises PermanentError: ``plan-outdated`` when an object has changed since it was planned for."""

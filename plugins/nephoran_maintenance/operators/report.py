@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperatorLink
 
 from nephoran_maintenance.airflow_edge import interface_address
-from nephoran_maintenance.domain.journal import Journal, Outcome
+from nephoran_maintenance.domain.journal import Journal, outcome_of
 from nephoran_maintenance.domain.order import in_order
 from nephoran_maintenance.domain.report import NOT_MEASURED, build_report, overall
 from nephoran_maintenance.domain.step_ids import (
@@ -26,6 +26,7 @@ from nephoran_maintenance.domain.step_ids import (
     gate_step_id,
     rollback_step_id,
 )
+from nephoran_maintenance.engine.fencing import close
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import (
     ERROR_KEY,
@@ -74,7 +75,10 @@ class ReportOperator(StepOperator):
 
     def act(self, context: Context) -> dict[str, Any]:
         profile, operation = self.profile, operation_of(context)
-        report = self.build(context, profile, operation)
+        return self.publish(profile, operation, self.build(context, profile, operation))
+
+    def publish(self, profile: SystemProfile, operation: str, report: dict[str, Any]) -> dict[str, Any]:
+        """Write a report as page and data, keep both, and return it with ``report_path`` and ``report_url``."""
         folder = report_folder(self.dag_id, operation)
         folder.mkdir(parents=True, exist_ok=True)
         page = render(report)
@@ -142,9 +146,16 @@ class ReportOperator(StepOperator):
         if journal is None:
             return None
         outcome = outcome_of(journal, verified)
-        if outcome is None:
+        if outcome is None or journal.state == "closed":
             return journal
-        return store.update(journal.operation_id, lambda found: found.closed(outcome, datetime.now(UTC)))
+        try:
+            lease = self.held_lease(context, store.cluster, journal)
+            return close(store.cluster, store, journal, outcome, lease.token)
+        except PermanentError as error:
+            if error.reference != "lease-lost":
+                raise
+            self.log.warning("Left to the recovery: %s", error)
+            return store.find(journal.operation_id)
 
     def health_of_steps(self, context: Context, profile: SystemProfile) -> dict[str, Any]:
         """Return by component what its own steps have measured, where the last look was not reached."""
@@ -179,19 +190,6 @@ class ReportOperator(StepOperator):
         for samples in sorted(folder.glob("*-samples*.jsonl")):
             store.put_bytes(f"{key}/{samples.name}", samples.read_bytes(), content_type="application/x-ndjson")
         return store.put_text(f"{key}/report.html", page, content_type="text/html; charset=utf-8")
-
-
-def outcome_of(journal: Journal, verified: bool) -> Outcome | None:
-    """Return the outcome that a journal's entries tell; None while something is left to do.
-
-    :param verified: whether the last look at everything together went well.
-    """
-    steps = {entry.step for entry in journal.entries}
-    if steps == {"verified"}:
-        return "succeeded" if verified else None
-    if steps <= {"planned"}:
-        return "nothing-changed"
-    return "rolled-back" if steps <= {"rolled-back", "planned"} else None
 
 
 def render(report: dict[str, Any]) -> str:

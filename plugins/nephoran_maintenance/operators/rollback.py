@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowSkipException
 
 from nephoran_maintenance.domain.journal import Journal
 from nephoran_maintenance.domain.step_ids import VERIFY_COMPONENTS
-from nephoran_maintenance.errors import PermanentError, UnknownStateError
+from nephoran_maintenance.engine.fencing import turn_back
+from nephoran_maintenance.engine.rolling import Roller, Wait
+from nephoran_maintenance.engine.way_back import begin_way_back, take_back
+from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import StepOperator, finish_rollback_step, journal_of, operation_of, states_of
-from nephoran_maintenance.operators.live import check_health
 from nephoran_maintenance.operators.rolling import RollingOperator
-from nephoran_maintenance.operators.rollout import pod_runs
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-
-    from nephoran_maintenance.hooks.cluster import ClusterHook
 
 
 class DecideRollbackOperator(StepOperator):
@@ -67,50 +65,24 @@ class RollbackComponentOperator(RollingOperator):
             )
         if stands(context, journal):
             raise AirflowSkipException("every change is verified; the operation stays as it is")
-        self.check_known(self.workload(cluster), journal)
-        journal = store.update(
-            operation, lambda journal: journal.moved(self.component, None, "rolling-back", datetime.now(UTC))
-        )
-        return self.go_back(context, cluster, journal)
+        self.check_switches(cluster, forward=False)
+        journal, lease = turn_back(cluster, store, self.leases(cluster), journal, operation)
+        roller = self.roller(cluster, journal.entries_of(self.component)[0], lease)
+        return self.go_back(context, roller, begin_way_back(roller, store, journal))
 
     def resume(self, context: Context, event: dict[str, Any]) -> Any:
         cluster = self.cluster()
+        self.check_switches(cluster, forward=False)
         journal = self.journals(cluster).read(operation_of(context))
-        self.check_event(cluster, event, journal.entries_of(self.component)[0].before["container"])
-        return self.go_back(context, cluster, journal)
+        entry = journal.entries_of(self.component)[0]
+        roller = self.roller(cluster, entry, self.held_lease(context, cluster, journal))
+        self.check_event(roller, event, entry.before["container"])
+        return self.go_back(context, roller, journal)
 
-    def go_back(self, context: Context, cluster: ClusterHook, journal: Journal) -> Any:
-        begun = [entry for entry in journal.entries_of(self.component) if entry.step == "rolling-back"]
-        before, since = begun[0].before, min(entry.at["rolling-back"] for entry in begun)
-
-        def check_known(workload: dict[str, Any]) -> None:
-            self.check_known(workload, journal)
-
-        workload = self.roll(cluster, before, since, check_known)
-        pods = [pod for pod in cluster.pods_of(workload) if pod_runs(pod, before["container"], before["image"])]
-        measured = check_health(cluster, workload, pods, self.described, before["container"])
-        now = datetime.now(UTC)
-        journal = self.journals(cluster).update(
-            operation_of(context), lambda journal: journal.moved(self.component, None, "rolled-back", now)
-        )
-        result = {
-            "component": self.component,
-            "result": "back on its recorded template, verified",
-            "seconds": round((now - since).total_seconds(), 1),
-            **measured,
-        }
-        return finish_rollback_step(context, journal.to_roll_back(), self.profile, self.task_id, result)
-
-    def check_known(self, workload: dict[str, Any], journal: Journal) -> None:
-        """:raises UnknownStateError: ``object-changed-by-others`` when the object is in no state of this operation."""
-        entries = journal.entries_of(self.component)
-        known = [state["template"] for entry in entries for state in (entry.before, entry.intended)]
-        if workload["spec"]["template"] in known:
-            return
-        raise UnknownStateError(
-            "object-changed-by-others",
-            f"{self.component}: {entries[0].workload.kind}/{entries[0].workload.name} is in no state that this "
-            "operation has recorded or intended; it is left alone",
-            context={"component": self.component, "journal": journal.operation_id},
-            hint="Page the person who changed it. The recorded state is in the journal's ConfigMap.",
-        )
+    def go_back(self, context: Context, roller: Roller, journal: Journal) -> Any:
+        store = self.journals(roller.cluster)
+        result = take_back(roller, store, journal)
+        if isinstance(result, Wait):
+            self.wait_for(result)
+        left = store.read(journal.operation_id).to_roll_back()
+        return finish_rollback_step(context, left, self.profile, self.task_id, result)

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from nephoran_maintenance.domain.journal import Journal, JournalEntry
 from nephoran_maintenance.domain.patches import same_spec, same_template
-from nephoran_maintenance.domain.stepping import Move
+from nephoran_maintenance.engine.live import check_digests, check_health, pod_runs, running_digests
+from nephoran_maintenance.engine.rolling import Wait
 from nephoran_maintenance.errors import PermanentError, UnknownStateError
 from nephoran_maintenance.operators.base import finish_change_step, operation_of
-from nephoran_maintenance.operators.live import check_digests, check_health, running_digests
 from nephoran_maintenance.operators.rolling import RollingOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from nephoran_maintenance.hooks.cluster import ClusterHook
+    from nephoran_maintenance.hooks.lease_store import HeldLease
 
 
 class ChangeOperator(RollingOperator):
@@ -53,7 +54,18 @@ class ChangeOperator(RollingOperator):
                 f"operation {journal.operation_id} is on its way back: {self.component} is {entry.step}",
                 hint="Let the rollback end, then trigger a new run instead of clearing this one.",
             )
+        if journal.turned_back_at is not None:
+            raise PermanentError(
+                "operation-closed",
+                f"operation {journal.operation_id} is on its way back since {journal.turned_back_at.isoformat()}",
+                hint="Let the rollback end, then trigger a new run instead of clearing this one.",
+            )
         return entry
+
+    def opened(self, context: Context, cluster: ClusterHook) -> tuple[JournalEntry, HeldLease]:
+        """Return this step's entry, and the lease that its writes are fenced by."""
+        journal = self.journals(cluster).read(operation_of(context))
+        return self.entry(journal), self.held_lease(context, cluster, journal)
 
 
 class ApplyChangeOperator(ChangeOperator):
@@ -65,36 +77,39 @@ class ApplyChangeOperator(ChangeOperator):
 
     def act(self, context: Context) -> dict[str, Any]:
         cluster = self.cluster()
-        store, operation = self.journals(cluster), operation_of(context)
-        entry = self.entry(store.read(operation))
-        workload = self.workload(cluster)
-        self.check_known(workload, entry)
-        journal = store.update(
-            operation,
+        entry, lease = self.opened(context, cluster)
+        self.check_switches(cluster, forward=True)
+        self.check_known(self.roller(cluster, entry, lease).workload(), entry)
+        journal = self.journals(cluster).update(
+            operation_of(context),
             lambda journal: (
                 journal
-                if entry.step in ("applied", "verified")
+                if self.entry(journal).step in ("applied", "verified")
                 else journal.moved(self.component, self.change_kind, "intended", datetime.now(UTC))
             ),
+            token=lease.token,
         )
-        return self.go_on(context, cluster, self.entry(journal))
+        return self.go_on(context, cluster, self.entry(journal), lease)
 
     def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         cluster = self.cluster()
-        entry = self.entry(self.journals(cluster).read(operation_of(context)))
-        self.check_event(cluster, event, entry.intended["container"])
-        return self.go_on(context, cluster, entry)
+        entry, lease = self.opened(context, cluster)
+        self.check_switches(cluster, forward=True)
+        self.check_event(self.roller(cluster, entry, lease), event, entry.intended["container"])
+        return self.go_on(context, cluster, entry, lease)
 
-    def go_on(self, context: Context, cluster: ClusterHook, entry: JournalEntry) -> dict[str, Any]:
-        since = entry.at["intended"]
+    def go_on(self, context: Context, cluster: ClusterHook, entry: JournalEntry, lease: HeldLease) -> dict[str, Any]:
+        roller = self.roller(cluster, entry, lease)
 
         def check_known(workload: dict[str, Any]) -> None:
             self.check_known(workload, entry)
 
         if entry.workload.kind == "StatefulSet":
-            self.roll(cluster, entry.intended, since, check_known)
+            found = roller.roll(entry.intended, entry.at["intended"], check_known)
+            if isinstance(found, Wait):
+                self.wait_for(found)
         else:
-            self.put_in_place(cluster, entry.intended, check_known)
+            roller.put_in_place(entry.intended, check_known)
         self.journals(cluster).update(
             operation_of(context),
             lambda journal: (
@@ -102,6 +117,7 @@ class ApplyChangeOperator(ChangeOperator):
                 if self.entry(journal).step == "intended"
                 else journal
             ),
+            token=lease.token,
         )
         return {"component": self.component, "change": self.change_kind, "image": entry.intended["image"]}
 
@@ -127,16 +143,17 @@ class WaitForChangeOperator(ChangeOperator):
 
     def act(self, context: Context) -> Any:
         cluster = self.cluster()
-        return self.see_through(context, cluster, self.entry(self.journals(cluster).read(operation_of(context))))
+        return self.see_through(context, cluster, *self.opened(context, cluster))
 
     def resume(self, context: Context, event: dict[str, Any]) -> Any:
         cluster = self.cluster()
-        entry = self.entry(self.journals(cluster).read(operation_of(context)))
-        self.check_event(cluster, event, entry.intended["container"])
-        return self.see_through(context, cluster, entry)
+        entry, lease = self.opened(context, cluster)
+        self.check_event(self.roller(cluster, entry, lease), event, entry.intended["container"])
+        return self.see_through(context, cluster, entry, lease)
 
-    def see_through(self, context: Context, cluster: ClusterHook, entry: JournalEntry) -> Any:
-        workload = self.workload(cluster)
+    def see_through(self, context: Context, cluster: ClusterHook, entry: JournalEntry, lease: HeldLease) -> Any:
+        roller = self.roller(cluster, entry, lease)
+        workload = roller.workload()
         if not same_spec(workload, entry.intended):
             raise UnknownStateError(
                 "object-changed-by-others",
@@ -144,7 +161,9 @@ class WaitForChangeOperator(ChangeOperator):
                 context={"component": self.component},
                 hint="Somebody changed it during the rollout; look at its managed fields.",
             )
-        self._rolled_out(cluster, workload, Move("wait"), entry.intended, entry.at["intended"])
+        wait = roller.rolled_out(workload, entry.intended, entry.at["intended"])
+        if wait is not None:
+            self.wait_for(wait)
         pods = [
             pod
             for pod in cluster.pods_of(workload)
@@ -156,6 +175,7 @@ class WaitForChangeOperator(ChangeOperator):
         journal = self.journals(cluster).update(
             operation_of(context),
             lambda journal: journal.moved(self.component, self.change_kind, "verified", datetime.now(UTC)),
+            token=lease.token,
         )
         result = {
             "component": self.component,
@@ -165,8 +185,3 @@ class WaitForChangeOperator(ChangeOperator):
             "seconds": self.entry(journal).seconds(),
         }
         return finish_change_step(context, journal, self.profile, self.task_id, result)
-
-
-def pod_runs(pod: dict[str, Any], container: str, image: str) -> bool:
-    """Return whether a pod's container is meant to run an image."""
-    return any(c["name"] == container and c["image"] == image for c in pod["spec"]["containers"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from nephoran_maintenance.domain.patches import same_spec
 from nephoran_maintenance.domain.step_ids import change_step_ids
+from nephoran_maintenance.engine.live import check_digests, check_health, running_digests
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import StepOperator, operation_of, pull_all
-from nephoran_maintenance.operators.live import check_digests, check_health, running_digests
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -17,13 +18,15 @@ if TYPE_CHECKING:
 class VerifyComponentsOperator(StepOperator):
     """Check all changed components together: template, image digests of every pod, health, no restart since.
 
-    Returns by component what :func:`nephoran_maintenance.operators.live.check_health` has measured, with ``digests``.
-    Changes nothing. Safe to repeat: yes.
+    Returns by component what :func:`nephoran_maintenance.engine.live.check_health` has measured, with ``digests``,
+    and writes into the journal that everything was seen to be good: without that a recovery undoes. Safe to repeat: yes.
     """
 
     def act(self, context: Context) -> dict[str, Any]:
         cluster = self.cluster()
-        journal = self.journals(cluster).read(operation_of(context))
+        store = self.journals(cluster)
+        journal = store.read(operation_of(context))
+        lease = self.held_lease(context, cluster, journal)
         names = list(dict.fromkeys(entry.component for entry in journal.entries))
         earlier = pull_all(context, [change_step_ids(n, k)[1] for n in names for k in ("policy", "image")])
         results: dict[str, Any] = {}
@@ -59,4 +62,6 @@ class VerifyComponentsOperator(StepOperator):
                         hint="Read its log before the restart (kubectl logs --previous).",
                     )
             results[name] = {**measured, "digests": digests}
+        now = datetime.now(UTC)
+        store.update(journal.operation_id, lambda found: found.seen_good(now), token=lease.token)
         return results

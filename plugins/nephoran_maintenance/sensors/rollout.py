@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.sdk import BaseSensorOperator
 
 from nephoran_maintenance.airflow_edge import airflow_errors
-from nephoran_maintenance.domain.rollout import judge_rollout
-from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
-from nephoran_maintenance.hooks.evidence import collect_evidence, evidence_text
-from nephoran_maintenance.triggers.rollout import RolloutTrigger, needs_events, verdict_event
+from nephoran_maintenance.engine.rollout import look, rollout_error
+from nephoran_maintenance.hooks.evidence import collect_evidence
+from nephoran_maintenance.triggers.rollout import RolloutTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -20,17 +19,6 @@ if TYPE_CHECKING:
     from nephoran_maintenance.hooks.cluster import ClusterHook
 
 EVIDENCE_KEY = "evidence"
-HINTS = {
-    "image-pull": "Push the image or correct its tag; check the registry and the pull secret.",
-    "bad-image-name": "Correct the image's name.",
-    "crash-loop": "Read the container's last log lines above.",
-    "config-error": "Create the ConfigMap, Secret or key that the event names.",
-    "unschedulable": "Free or add the resources that the event names.",
-    "quota": "Raise the namespace's quota, or free what it counts.",
-    "volume": "Look at the volume and its claim that the event names.",
-    "failing-probe": "Ask the probe's address yourself; read the container's log.",
-    "oom": "Raise the container's memory limit, or find out why it needs more.",
-}
 
 
 class RolloutSensor(BaseSensorOperator):
@@ -161,73 +149,3 @@ class RolloutSensor(BaseSensorOperator):
         from nephoran_maintenance.hooks.cluster import ClusterHook
 
         return ClusterHook(self.kubernetes_connection_id)
-
-
-def look(
-    cluster: ClusterHook,
-    *,
-    namespace: str,
-    kind: str,
-    name: str,
-    container: str,
-    image: str | None,
-    since: datetime,
-    now: datetime,
-    no_progress_limit: timedelta,
-    progress_deadline: timedelta,
-    ordinal: int | None = None,
-) -> dict[str, Any]:
-    """Judge a rollout once; return the verdict as the trigger's event would be, or with the state ``progressing``."""
-    workload = cluster.get(kind, name, namespace)
-    pods = cluster.pods_of(workload)
-    events = cluster.workload_events(workload, pods) if needs_events(workload, pods) else []
-    verdict = judge_rollout(
-        workload,
-        pods,
-        events,
-        container=container,
-        image=image,
-        now=now,
-        since=since,
-        progressed_at=now,
-        no_progress_limit=no_progress_limit,
-        progress_deadline=progress_deadline,
-        ordinal=ordinal,
-    )
-    return {**verdict_event(verdict), "seconds": 0.0}
-
-
-def rollout_error(event: dict[str, Any], evidence: dict[str, Any]) -> MaintenanceError:
-    """Return the error for an event that is not ``complete``, with the evidence in its text.
-
-    ``failed`` and ``timeout`` are permanent. An ``error`` (it could not be found out) is transient, so that the step
-    looks again, unless the cause is one that a retry does not mend.
-    """
-    target = f"{evidence['workload']} in namespace {evidence['namespace']}"
-    details = evidence_text(evidence)
-    context = {key: event.get(key) for key in ("cause", "pod", "progress") if event.get(key)}
-    if event["state"] == "failed":
-        text = f"{target} could not be rolled out: {event['message']}"
-        hint = HINTS.get(str(event.get("cause")), "Look at the pod's events and log lines above.")
-        return PermanentError("rollout-failed", _joined(text, details), context=context, hint=hint)
-    if event["state"] == "timeout":
-        text = f"{target} was not rolled out in time: {event['message']}; {event.get('progress') or 'no state seen'}"
-        return PermanentError("rollout-timeout", _joined(text, details), context=context, hint="See what it waits for.")
-    text = f"the rollout of {target} could not be watched: {event['message']}"
-    permanent = str(event.get("reference")) in PERMANENT_READ_ERRORS
-    kind = PermanentError if permanent else TransientError
-    return kind(event.get("reference") or "rollout-unknown", text, context=context, hint=event.get("hint") or "")
-
-
-PERMANENT_READ_ERRORS = {
-    "cluster-unauthorized",
-    "cluster-forbidden",
-    "cluster-untrusted",
-    "connection-invalid",
-    "connection-missing",
-    "not-found",
-}
-
-
-def _joined(text: str, details: str) -> str:
-    return f"{text}\n{details}" if details else text

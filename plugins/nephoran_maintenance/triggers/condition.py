@@ -8,12 +8,13 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 from nephoran_maintenance.domain.vantage_point import job_end
-from nephoran_maintenance.errors import MaintenanceError, TransientError
+from nephoran_maintenance.engine.answers import missing_on_pod
+from nephoran_maintenance.errors import TransientError
 from nephoran_maintenance.hooks.async_cluster import AsyncClusterHook, read_cluster_settings
 from nephoran_maintenance.hooks.cluster import ClusterHook
 from nephoran_maintenance.hooks.kubernetes_rest import JsonObject, Resource
 from nephoran_maintenance.hooks.outside_text import excerpt
-from nephoran_maintenance.hooks.weaviate_api import WeaviateHook, missing_on, read_api_key_async
+from nephoran_maintenance.hooks.weaviate_api import read_api_key_async
 from nephoran_maintenance.triggers.base import Event, PollingTrigger
 
 ObjectReference = Mapping[str, Any]
@@ -311,37 +312,6 @@ class WeaviateNodeTrigger(PollingTrigger):
             if not self._missing:
                 return {"state": "complete", "message": f"{self.pod} answers and is synchronized", "missing": ""}
             await self.pause()
-
-
-def missing_on_pod(
-    cluster: ClusterHook,
-    weaviate_connection_id: str,
-    *,
-    namespace: str,
-    pod: str,
-    port: int = 8080,
-    collection: str = "",
-    object_id: str | None = None,
-    healthy_nodes: int | None = None,
-    api_key: str | None = None,
-) -> str:
-    """Ask one Weaviate pod, through a forwarded port, what it lacks; empty when it lacks nothing.
-
-    A pod that is not there, or does not answer yet, lacks that. Blocks for a moment: in an event loop call it in a
-    thread, and with the key given.
-
-    :raises MaintenanceError: when the cluster can't be asked, or Weaviate refuses the key or the query.
-    """
-    try:
-        with cluster.port_forward(namespace, pod, port) as url:
-            weaviate = WeaviateHook(weaviate_connection_id, base_url=url, api_key=api_key)
-            return missing_on(weaviate, collection=collection, object_id=object_id, healthy_nodes=healthy_nodes)
-    except MaintenanceError as error:
-        if error.reference in ("weaviate-unreachable", "weaviate-unavailable"):
-            return f"it does not answer: {error.message}"
-        if error.reference == "not-found" and error.context.get("name") == pod:
-            return "it does not exist"
-        raise
 
 
 def phase_of(found: JsonObject) -> str:

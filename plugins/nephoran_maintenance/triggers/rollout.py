@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from nephoran_maintenance.domain.rollout import RolloutVerdict, judge_rollout
+from nephoran_maintenance.engine.rollout import needs_events, verdict_event
 from nephoran_maintenance.errors import TransientError
 from nephoran_maintenance.hooks.kubernetes_rest import JsonObject
 from nephoran_maintenance.hooks.shared_looks import SharedLooks, shared_looks
@@ -127,33 +128,3 @@ class RolloutTrigger(PollingTrigger):
             progress_deadline=timedelta(seconds=self.progress_deadline_seconds),
             ordinal=self.ordinal,
         )
-
-
-def needs_events(workload: JsonObject, pods: list[JsonObject]) -> bool:
-    """Return whether something is not ready or not updated yet, so that the events could say why."""
-    status = workload.get("status") or {}
-    wanted = (workload.get("spec") or {}).get("replicas")
-    if wanted is None:
-        wanted = status.get("desiredNumberScheduled", 1)
-    updated = status.get("updatedReplicas", status.get("updatedNumberScheduled", 0)) or 0
-    ready = sum(1 for pod in pods if _is_ready(pod))
-    return ready < max(int(wanted), len(pods)) or int(updated) < int(wanted)
-
-
-def _is_ready(pod: JsonObject) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(condition.get("type") == "Ready" and condition.get("status") == "True" for condition in conditions)
-
-
-def verdict_event(verdict: RolloutVerdict) -> dict[str, Any]:
-    """Return a decided verdict in the shape of the trigger's event, without ``seconds``."""
-    failed = verdict.state == "failed"
-    return {
-        "state": verdict.state,
-        "cause": str(verdict.cause.value) if verdict.cause is not None else None,
-        "message": verdict.message,
-        "pod": verdict.pod,
-        "progress": verdict.progress,
-        "reference": "rollout-failed" if failed else None,
-        "hint": "",
-    }

@@ -259,9 +259,9 @@ class FakeCluster:
         stored = self.objects.get(request.path)
         if stored is None:
             return status_object(404, "NotFound", "not found")
-        uid = request.json.get("preconditions", {}).get("uid")
-        if uid is not None and uid != stored["metadata"].get("uid"):
-            return status_object(409, "Conflict", "the UID in the precondition does not match")
+        for key, value in request.json.get("preconditions", {}).items():
+            if value != stored["metadata"].get(key):
+                return status_object(409, "Conflict", f"the {key} in the precondition does not match")
         del self.objects[request.path]
         return Reply(200, {"kind": "Status", "status": "Success"})
 

@@ -20,17 +20,25 @@ os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
 
 from nephoran_maintenance.domain.findings import Finding
 from nephoran_maintenance.domain.journal import Journal, from_config_map
+from nephoran_maintenance.domain.lease import FENCE
 from nephoran_maintenance.hooks.cluster import ClusterHook
 from nephoran_maintenance.settings import PROJECT_ROOT
 from nephoran_maintenance.triggers.base import PollingTrigger
 from tests.unit.dag_runner import DagRunner
-from tests.unit.fake_cluster import APPS, JOURNALS, Outside, SystemCluster, is_write
+from tests.unit.fake_cluster import APPS, JOURNALS, LEASES, Outside, SystemCluster, is_write
 from tests.unit.hooks.fake_servers import Received, Server, connection_json, kube_config, serving
 
 COMPONENTS = ["weaviate", "rag-api", "llm-processor"]
 
 
 Step = Callable[[Any, Any], Any]
+
+
+def changes_spec(request: Received) -> bool:
+    """Return whether a request patches the spec of a workload."""
+    if request.method != "PATCH" or not request.path.startswith(APPS):
+        return False
+    return not isinstance(request.json, list) or any(o["path"].startswith("/spec") for o in request.json)
 
 
 def no_findings(step: Any, context: Any) -> list[dict[str, Any]]:
@@ -86,15 +94,24 @@ class System:
         return from_config_map(stored[0])
 
     def patched(self) -> list[str]:
-        """Return the components whose workload was really patched, in order, each once."""
-        paths = [request.path for request in self.writes() if request.method == "PATCH"]
-        return list(dict.fromkeys(path.rpartition("/")[2] for path in paths if path.startswith(APPS)))
+        """Return the components whose spec was really patched, in order, each once; the fence is no change of it."""
+        return list(dict.fromkeys(r.path.rpartition("/")[2] for r in self.writes() if changes_spec(r)))
 
     def preflight(self, **params: Any) -> DagRunner:
         return DagRunner(self.dags["preflight"], {"components": COMPONENTS, **params}).run()
 
     def writes(self) -> list[Received]:
-        return [request for request in self.server.received if is_write(request)]
+        """Return what was written, the lease apart: to take it changes nothing of the system."""
+        return [r for r in self.server.received if is_write(r) and not r.path.startswith(LEASES)]
+
+    def lease(self) -> dict[str, Any]:
+        """Return the only lease."""
+        return next(found for path, found in self.cluster.objects.items() if path.startswith(LEASES))
+
+    def fences(self) -> dict[str, str]:
+        """Return the fence of each component that bears one."""
+        marks = {name: self.cluster.workload(name)["metadata"].get("annotations", {}).get(FENCE) for name in COMPONENTS}
+        return {name: mark for name, mark in marks.items() if mark is not None}
 
     def specs(self) -> dict[str, Any]:
         return {name: self.cluster.spec(name) for name in COMPONENTS}
@@ -119,7 +136,7 @@ def system(dags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             monkeypatch.setenv("NEPHORAN_PROFILE", str(profile))
             monkeypatch.setenv("NEPHORAN_REPORTS", str(tmp_path / "reports"))
             extra = {"kube_config": kube_config(server.url)}
-            for name in ("PREFLIGHT", "ROLLING_UPGRADE"):
+            for name in ("PREFLIGHT", "ROLLING_UPGRADE", "RECOVER_OPERATION", "ROLLBACK"):
                 monkeypatch.setenv(
                     f"AIRFLOW_CONN_KUBERNETES_{name}", connection_json(conn_type="kubernetes", extra=extra)
                 )

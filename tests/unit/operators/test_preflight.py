@@ -184,19 +184,19 @@ def test_a_profile_that_counts_more_known_objects_than_there_are_blocks(system: 
 
 def test_a_component_whose_gate_would_have_no_series_is_named_before_the_change(system: System) -> None:
     system.with_gates()
-    gated = [finding["object"] for finding in findings(system.preflight(), "metrics")]
+    gated = [finding["object"] for finding in findings(system.preflight(), "gates")]
     assert gated == ["rag-api", "llm-processor"]
     system.outside.prometheus.pods = list
     run = system.preflight()
-    assert [finding["severity"] for finding in findings(run, "metrics")] == ["warn", "warn"]
+    assert [finding["severity"] for finding in findings(run, "gates")] == ["warn", "warn"]
     assert run.report["overall"] == "ready"
 
 
 def test_a_prometheus_that_does_not_answer_blocks_where_there_are_gates(system: System) -> None:
     system.outside.prometheus.before = lambda request: Reply(503, "starting")
-    assert findings(system.preflight(), "metrics")[0]["severity"] == "pass"
+    assert findings(system.preflight(), "gates")[0]["severity"] == "pass"
     system.with_gates()
-    found = findings(system.preflight(), "metrics")
+    found = findings(system.preflight(), "gates")
     assert [finding["severity"] for finding in found] == ["block"]
     assert found[0]["observed"].startswith("not measured: ")
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from nephoran_maintenance.domain.journal import Journal, JournalEntry, Workload
-from nephoran_maintenance.operators.report import outcome_of
+from nephoran_maintenance.domain.journal import Journal, JournalEntry, Workload, outcome_of
 from tests.unit.domain.kubernetes_objects import at
 from tests.unit.operators.conftest import System
 

@@ -11,16 +11,16 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped, TaskDeferred
 
 from tests.unit.dag_runner import DagRunner
-from tests.unit.fake_cluster import APPS, JOURNALS, is_write, own
-from tests.unit.operators.conftest import COMPONENTS, Step, System
+from tests.unit.fake_cluster import JOURNALS, is_write, own
+from tests.unit.operators.conftest import COMPONENTS, Step, System, changes_spec
 
 WEAVIATE, RAG, LLM = "components.weaviate", "components.rag_api", "components.llm_processor"
 
 
 def patches_of(system: System, name: str) -> list[Any]:
-    return [
-        r.json for r in system.writes() if r.method == "PATCH" and r.path.startswith(APPS) and r.path.endswith(name)
-    ]
+    """Return the patches of a component's spec that were accepted."""
+    done = [r for r in system.cluster.accepted if changes_spec(r)]
+    return [request.json for request in done if request.path.endswith(name)]
 
 
 def test_brings_all_components_to_the_new_version(system: System) -> None:
@@ -30,6 +30,8 @@ def test_brings_all_components_to_the_new_version(system: System) -> None:
     assert run.surprises == []
     assert run.failed() == []
     assert run.report["overall"] == "succeeded"
+    assert "holderIdentity" not in system.lease()["spec"]
+    assert system.fences() == {}
     for name in COMPONENTS:
         assert system.cluster.running(name) == {"v2"}
         spec = system.cluster.spec(name)
@@ -66,7 +68,7 @@ def test_one_component_after_the_other_each_intent_written_before_its_change(sys
             entries = [json.loads(v) for k, v in request.json["data"].items() if k.startswith("entry-")]
             intended |= {entry["component"] for entry in entries if "intended" in entry["at"]}
             verified |= {entry["component"] for entry in entries if entry["step"] == "verified"}
-        elif request.path.startswith(APPS):
+        elif changes_spec(request):
             name = request.path.rpartition("/")[2]
             assert name in intended, f"{name} was changed before the journal said so"
             assert set(COMPONENTS[: COMPONENTS.index(name)]) <= verified, f"{name} was changed too early"
@@ -210,6 +212,8 @@ FAIL_AT = [
     ("check_request", False, [], "refused"),
     ("preflight.decide_readiness", False, [], "refused"),
     ("plan_changes", False, [], "refused"),
+    ("acquire_lease", False, [], "refused"),
+    ("acquire_lease", True, [], "refused"),
     ("record_before_state", False, [], "refused"),
     ("record_before_state", True, [], "refused"),
     (f"{WEAVIATE}.apply_image", False, [], "refused"),
@@ -229,6 +233,8 @@ FAIL_AT = [
     ("verify_components", True, ALL, "rolled-back"),
     ("rollback.decide_rollback", False, None, "failed"),
     ("measure_traffic", False, None, "failed"),
+    ("hold_lease", False, None, "failed"),
+    ("hold_lease", True, None, "failed"),
 ]
 
 
@@ -246,6 +252,7 @@ def test_whatever_breaks_everything_is_old_or_everything_is_new(
     assert run.report["overall"] == overall
     assert {"task_id": step, "error": "broken by the test"} in run.report["failed_steps"]
     assert not [path for path in system.cluster.objects if "/networkintents/" in path], "a test intent was left"
+    assert system.fences() == {}, "an object kept the mark of the operation"
     if undone is None:
         # The change itself is good: it is kept, and the journal says that nothing is left to do.
         assert {tag for name in COMPONENTS for tag in system.cluster.running(name)} == {"v2"}
@@ -259,7 +266,7 @@ def test_whatever_breaks_everything_is_old_or_everything_is_new(
         name for name in went_back if run.states[f"rollback.rollback_{name.replace('-', '_')}"] == "success"
     ] == undone
     assert [row["component"] for row in run.report["rollback"]] == undone
-    if step in ("check_request", "preflight.decide_readiness", "plan_changes") or (step, after) == (
+    if step in ("check_request", "preflight.decide_readiness", "plan_changes", "acquire_lease") or (step, after) == (
         "record_before_state",
         False,
     ):

@@ -281,7 +281,7 @@ async def test_weaviate_pod_is_asked_until_it_lacks_nothing(
             raise answer
         return answer
 
-    monkeypatch.setattr("nephoran_maintenance.triggers.condition.missing_on", missing)
+    monkeypatch.setattr("nephoran_maintenance.engine.answers.missing_on", missing)
     found = await only_event(node())
     assert (found["state"], found["missing"]) == ("complete", "")
     assert forwarded == ["ns/weaviate-2:8080"] * 5
@@ -290,7 +290,7 @@ async def test_weaviate_pod_is_asked_until_it_lacks_nothing(
 async def test_weaviate_pod_that_stays_behind_says_what_it_lacks(
     forwarded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nephoran_maintenance.triggers.condition.missing_on", lambda *args, **kwargs: "it is not ready")
+    monkeypatch.setattr("nephoran_maintenance.engine.answers.missing_on", lambda *args, **kwargs: "it is not ready")
     found = await only_event(node(deadline_at=PAST))
     assert (found["state"], found["missing"], found["pod"]) == ("timeout", "it is not ready", "weaviate-2")
 

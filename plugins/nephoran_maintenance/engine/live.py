@@ -1,4 +1,4 @@
-"""What the operators read of live objects, in the words of the profile: container, image, digests, health."""
+"""What the procedures read of live objects, in the words of the profile: container, image, digests, health."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ def container_name(workload: Mapping[str, Any], component: Component) -> str:
         context={"component": component.name},
         hint="Name the container in the profile.",
     )
+
+
+def pod_runs(pod: Mapping[str, Any], container: str, image: str) -> bool:
+    """Return whether a pod's container is meant to run an image."""
+    return any(c["name"] == container and c["image"] == image for c in pod["spec"]["containers"])
 
 
 def running_digests(pods: Sequence[Mapping[str, Any]], container: str) -> dict[str, str | None]:

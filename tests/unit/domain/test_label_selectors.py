@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nephoran_maintenance.domain.selectors import selects
+from nephoran_maintenance.domain.label_selectors import selects
 
 LABELS = {"app": "rag-api", "tier": "back"}
 

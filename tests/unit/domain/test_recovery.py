@@ -1,0 +1,153 @@
+"""What a recovery decides: a table of what it can find, and properties over everything that it can."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nephoran_maintenance.domain.journal import Journal, JournalEntry, Step, Workload
+from nephoran_maintenance.domain.lease import Lease, lease_of, let_go, new_lease, released, taken
+from nephoran_maintenance.domain.recovery import Condition, condition_of, judge
+from tests.unit.domain.kubernetes_objects import at
+
+RUN, ME, OTHER = "rolling-upgrade-x", "recover-operation-me", "recover-operation-other"
+COMPONENTS = ("weaviate", "rag-api")
+
+
+def spec(image: str, partition: int = 0) -> dict[str, Any]:
+    return {
+        "template": {"spec": {"containers": [{"name": "c", "image": image}]}},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": partition}},
+    }
+
+
+def workload(image: str, partition: int = 0) -> dict[str, Any]:
+    found = spec(image, partition)
+    return {"kind": "StatefulSet", "spec": {"template": found["template"], "updateStrategy": found["strategy"]}}
+
+
+def entry(component: str, step: Step = "planned", kind: Any = "image", **states: Any) -> JournalEntry:
+    reference = Workload(kind="StatefulSet", namespace="ns", name=component)
+    given_states = {"before": spec("v1"), "intended": spec("v2"), **states}
+    return JournalEntry(component=component, kind=kind, workload=reference, step=step, **given_states)
+
+
+def journal(*steps: Step, good: bool = False, back: bool = False, **changes: Any) -> Journal:
+    return Journal(
+        operation_id=RUN,
+        procedure="rolling_upgrade",
+        run_id="r",
+        system="nephoran",
+        plan_hash="h",
+        started_at=at(0),
+        verified_at=at(1) if good else None,
+        turned_back_at=at(2) if back else None,
+        entries=tuple(entry(name, step) for name, step in zip(COMPONENTS, steps, strict=True)),
+        **changes,
+    )
+
+
+def held(by: str, age: float = 0) -> Lease:
+    return lease_of(taken(new_lease("n", "ns"), by, "p", timedelta(seconds=60), at(-age)))
+
+
+@pytest.mark.parametrize(
+    ("live", "condition"),
+    [
+        (workload("v1"), "before"),
+        (workload("v2"), "intended"),
+        (workload("v2", 2), "between"),
+        (workload("v1", 3), "between"),
+        (workload("v3"), "unknown"),
+        (None, "missing"),
+    ],
+    ids=["before", "intended", "partition-in-the-middle", "partition-left-behind", "others", "deleted"],
+)
+def test_in_which_state_an_object_is(live: Any, condition: str) -> None:
+    assert condition_of(live, [entry("weaviate")]) == condition
+
+
+def test_the_state_between_policy_and_image_is_known() -> None:
+    entries = [
+        entry("a", kind="policy", before=spec("v1", 0), intended=spec("v1", 1)),
+        entry("a", before=spec("v1", 1), intended=spec("v2", 1)),
+    ]
+    assert condition_of(workload("v1", 1), entries) == "between"
+    assert condition_of(workload("v2", 1), entries) == "intended"
+
+
+OK = {"weaviate": "intended", "rag-api": "intended"}
+TABLE: list[Any] = [
+    # journal, lease, conditions, decision, part of the reason
+    (journal("verified", "intended"), held(RUN), OK, "leave", "its own run"),
+    (journal("verified", "intended"), held(OTHER), OK, "leave", OTHER),
+    (journal("rolling-back", "planned", back=True), held(RUN), OK, "leave", "its own run"),
+    (journal("verified", "verified", good=True, state="closed"), None, OK, "leave", "is closed"),
+    (journal("verified", "verified", good=True), held(RUN, 60), OK, "finish", "only closing"),
+    (journal("verified", "verified", good=True), None, OK, "finish", "only closing"),
+    (journal("verified", "verified"), held(RUN, 60), OK, "undo", "not everything together"),
+    (journal("verified", "verified", good=True, back=True), None, OK, "undo", "way back had begun"),
+    (journal("verified", "verified", good=True), None, {**OK, "rag-api": "between"}, "undo", "every change"),
+    (journal("verified", "intended"), held(RUN, 61), OK, "undo", "1 of 2 changes"),
+    (journal("verified", "intended"), lease_of(let_go(taken(new_lease("n", "s"), RUN, "p", timedelta(60), at(0)))), OK,
+     "undo", "1 of 2"),
+    (journal("planned", "planned"), held(RUN, 61), {"weaviate": "before", "rag-api": "unknown"}, "undo", "nothing had"),
+    (journal("rolled-back", "planned", back=True), None, {**OK, "weaviate": "before"}, "undo", "back already"),
+    (journal("verified", "applied"), None, {**OK, "rag-api": "unknown"}, "stop", "rag-api is in no state"),
+    (journal("verified", "applied"), None, {**OK, "weaviate": "missing"}, "stop", "weaviate is not in the cluster"),
+    (journal("verified", "planned"), None, {**OK, "rag-api": "unknown"}, "undo", "1 of 2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("found", "lease", "conditions", "decision", "reason"), TABLE)
+def test_what_is_decided(found: Journal, lease: Lease | None, conditions: Any, decision: str, reason: str) -> None:
+    judgement = judge(found, lease, conditions, me=ME, now=at(0))
+    assert judgement.decision == decision
+    assert reason in judgement.reason
+
+
+@pytest.mark.parametrize(
+    ("outcome", "conditions", "decision"),
+    [
+        ("succeeded", OK, "undo"),
+        ("succeeded", {**OK, "rag-api": "before"}, "stop"),
+        ("succeeded", {**OK, "rag-api": "unknown"}, "stop"),
+        ("rolled-back", OK, "leave"),
+        ("nothing-changed", OK, "leave"),
+    ],
+)
+def test_a_person_may_want_a_closed_operation_undone(outcome: Any, conditions: Any, decision: str) -> None:
+    found = journal("verified", "verified", good=True, state="closed", outcome=outcome)
+    assert judge(found, None, conditions, me=ME, now=at(0), back=True).decision == decision
+
+
+STEPS = st.sampled_from(get_args(Step))
+CONDITIONS = st.sampled_from(get_args(Condition))
+LEASES = st.sampled_from(
+    [None, held(RUN), held(RUN, 61), held(OTHER), held(OTHER, 61), held(ME), lease_of(released(new_lease("n", "s")))]
+)
+
+
+@given(STEPS, STEPS, CONDITIONS, CONDITIONS, LEASES, st.booleans(), st.booleans(), st.booleans())
+def test_nothing_is_done_while_an_owner_lives_nor_to_an_object_in_no_known_state(
+    one: Step, two: Step, first: Condition, second: Condition, lease: Lease | None, good: bool, turned: bool, back: bool
+) -> None:
+    found = journal(one, two, good=good, back=turned)
+    conditions: dict[str, Condition] = {"weaviate": first, "rag-api": second}
+    judgement = judge(found, lease, conditions, me=ME, now=at(0), back=back)
+    assert judgement.reason
+    if lease is not None and lease.standing(ME, at(0)) == "held":
+        assert judgement.decision == "leave"
+        return
+    strange = [name for name in found.begun() if conditions[name] in ("unknown", "missing")]
+    assert (judgement.decision == "stop") == bool(strange)
+    if judgement.decision == "finish":
+        assert found.complete()
+        assert good
+        assert not turned
+        assert not back
+        assert first == second == "intended"

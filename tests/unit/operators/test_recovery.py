@@ -1,0 +1,711 @@
+"""Old state or new state, never between: whatever is killed at whatever write, a later recovery ends in one of them.
+
+A process is killed by an error that nothing catches, raised around one of its writes; what is left are the objects of
+the cluster. The recovery is a fresh one that knows nothing else: the command line, or the procedure of another Airflow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nephoran_maintenance.__main__ import main
+from nephoran_maintenance.engine.fencing import turn_back
+from nephoran_maintenance.errors import MaintenanceError
+from nephoran_maintenance.hooks.cluster import ClusterHook
+from nephoran_maintenance.hooks.journal_store import JournalStore
+from nephoran_maintenance.hooks.lease_store import LeaseStore
+from nephoran_maintenance.profile import load_profile
+from nephoran_maintenance.settings import PROJECT_ROOT
+from tests.unit.dag_runner import DagRunner
+from tests.unit.fake_cluster import APPS, JOURNALS
+from tests.unit.hooks.fake_servers import kube_config
+from tests.unit.operators.conftest import System, changes_spec
+
+TWO = ["weaviate", "rag-api"]
+READS = ("GET", "HEAD")
+
+
+class Killed(BaseException):
+    """The process is gone: no handler of a step sees this."""
+
+
+@dataclass
+class Killer:
+    """Kills the process around its n-th write to the cluster."""
+
+    at: int = 0
+    after: bool = True
+    writes: list[str] = field(default_factory=list)
+
+    def request(self, hook: ClusterHook, method: str, path: str, about: Any, **options: Any) -> Any:
+        changes = method not in READS and "selfsubject" not in path and not (options.get("query") or {}).get("dryRun")
+        if not changes:
+            return self.plain(hook, method, path, about, **options)
+        self.writes.append(f"{method} {path.rpartition('/')[2]}")
+        if len(self.writes) != self.at:
+            return self.plain(hook, method, path, about, **options)
+        if self.after:
+            with contextlib.suppress(MaintenanceError):  # a write that met another one: it dies all the same
+                self.plain(hook, method, path, about, **options)
+        raise Killed
+
+    plain: Callable[..., Any] = ClusterHook.request
+
+
+@contextlib.contextmanager
+def killing(at: int, *, after: bool = True) -> Iterator[Killer]:
+    """Kill whoever makes the n-th write in this block; with 0 nobody, only count."""
+    killer = Killer(at, after)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClusterHook, "request", lambda hook, *a, **o: killer.request(hook, *a, **o))
+        with contextlib.suppress(Killed):
+            yield killer
+
+
+def pass_time(system: System, seconds: float = 120) -> None:
+    """Let the last renewal of the lease, if there is one, lie so long back."""
+    try:
+        spec = system.lease()["spec"]
+    except StopIteration:
+        return
+    spec["renewTime"] = (datetime.now(UTC) - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def command_line(system: System, *arguments: str) -> int:
+    """Recover as a person without Airflow does: a kubeconfig, a profile, and the cluster."""
+    config = system.profile_path.with_name("kubeconfig")
+    config.write_text(yaml.safe_dump(kube_config(system.server.url)), encoding="utf-8")
+    name, *more = arguments
+    given = [name, "--kubeconfig", str(config), "--profile", str(system.profile_path), *more]
+    return main(given, sleep=lambda seconds: system.cluster.tick())
+
+
+def recover_by_airflow(system: System, *, scheduled: bool = True, **params: Any) -> DagRunner:
+    dag = system.dags["recover_operation"]
+    runner = DagRunner(dag, params, run_id=f"scheduled__{datetime.now(UTC).isoformat()}")
+    runner.dag_run.run_type.value = "scheduled" if scheduled else "manual"
+    runner.dag_run.run_after = datetime.now(UTC)
+    return runner.run()
+
+
+def roll_back_by_airflow(system: System, **params: Any) -> DagRunner:
+    return DagRunner(system.dags["rollback"], params, run_id=f"manual__{datetime.now(UTC).isoformat()}").run()
+
+
+def pods_are_settled(system: System) -> None:
+    system.cluster.settle()
+
+
+def ended_well(system: System, before: dict[str, Any]) -> str:
+    """Return ``old`` or ``new``; anything else fails the test."""
+    pods_are_settled(system)
+    assert system.fences() == {}, "an object kept the mark of a dead operation"
+    assert not [path for path in system.cluster.objects if "/networkintents/" in path]
+    journals = [found for path, found in system.cluster.objects.items() if path.startswith(JOURNALS)]
+    heads = [json.loads(found["data"]["journal.json"]) for found in journals if "data" in found]
+    assert {head["state"] for head in heads} <= {"closed"}, heads
+    specs = system.specs()
+    if specs == before:
+        assert {tag for name in TWO for tag in system.cluster.running(name)} == {"v1"}
+        return "old"
+    new = copy.deepcopy(before)
+    for name in TWO:
+        image = system.cluster.image(name, "v2")
+        new[name]["template"]["spec"]["containers"][1]["image"] = f"{image}@{system.cluster.digest(image)}"
+    assert specs == new, "neither the old state nor the new one"
+    assert {tag for name in TWO for tag in system.cluster.running(name)} == {"v2"}
+    return "new"
+
+
+def begun_objects(system: System) -> dict[str, Any]:
+    """Return a copy of everything in the cluster, to begin from once more."""
+    return copy.deepcopy(system.cluster.objects)
+
+
+def put_back(system: System, objects: dict[str, Any]) -> None:
+    system.cluster.objects.clear()
+    system.cluster.objects.update(copy.deepcopy(objects))
+    system.cluster.version += 1000
+    system.cluster._at_rest = -1
+
+
+# ----------------------------------------------------------------------------------------------------------- the table
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before-the-write", "after-the-write"])
+@pytest.mark.parametrize(
+    "good", [pytest.param(True, id="good-version"), pytest.param(False, id="bad-version-goes-back")]
+)
+def test_killed_at_any_write_an_operation_is_finished_or_undone(system: System, good: bool, after: bool) -> None:
+    """Every write of an operation on two components, each in a cluster of its own; a fresh command line recovers."""
+    if not good:
+        system.push("v2-bad", "rag-api")
+        system.cluster.behaviour["v2-bad"] = "crash"
+    images = {} if good else {"rag-api": "v2-bad"}
+    objects, before = begun_objects(system), system.specs()
+    with killing(0) as counted:
+        system.upgrade(components=TWO, images=images, run_id="counted")
+    assert len(counted.writes) > 20, "the table is empty"
+    ends = []
+    for number in range(1, len(counted.writes) + 1):
+        put_back(system, objects)
+        with killing(number, after=after) as killer:
+            system.upgrade(components=TWO, images=images, run_id=f"killed-{number}")
+        assert len(killer.writes) == number, "the run was not killed there"
+        pass_time(system)
+        assert command_line(system, "recover") == 0, killer.writes[-1]
+        ends.append(ended_well(system, before))
+        assert command_line(system, "recover") == 0, "a second recovery has nothing to do"
+    assert ends[0] == "old"
+    if good:
+        assert ends[-1] == "new"
+        first_new = ends.index("new")
+        assert set(ends[first_new:]) == {"new"}, "once everything was seen to be good it stays"
+    else:
+        assert set(ends) == {"old"}
+
+
+def test_a_recovery_that_is_killed_at_any_write_is_itself_recovered(system: System) -> None:
+    objects, before = begun_objects(system), system.specs()
+    with killing(0) as counted:
+        system.upgrade(components=TWO, run_id="counted")
+    put_back(system, objects)
+    with killing(counted.writes.index("PATCH rag-api") + 8):
+        system.upgrade(components=TWO, run_id="killed")
+    assert system.fences(), "it must have died in the middle"
+    pass_time(system)
+    middle = begun_objects(system)
+    with killing(0) as recovery:
+        assert command_line(system, "recover") == 0
+    ended_well(system, before)
+    assert len(recovery.writes) > 8
+    for number in range(1, len(recovery.writes) + 1):
+        put_back(system, middle)
+        with killing(number):
+            command_line(system, "recover")
+        pass_time(system)
+        assert command_line(system, "recover") == 0, recovery.writes[number - 1]
+        assert ended_well(system, before) == "old"
+
+
+# ------------------------------------------------------------------------------------------------------------- fencing
+
+
+@contextlib.contextmanager
+def stopped_at(chosen: Callable[[str, str, Any], bool], meanwhile: Callable[[], None]) -> Iterator[list[str]]:
+    """Stop the one process whose write is chosen, after its checks and before its write; it goes on after ``meanwhile``.
+
+    Yields the writes that were held up.
+    """
+    held_up: list[str] = []
+
+    def request(hook: ClusterHook, method: str, path: str, about: Any, **options: Any) -> Any:
+        if not held_up and method not in READS and chosen(method, path, options.get("body")):
+            held_up.append(f"{method} {path}")
+            meanwhile()
+        return plain(hook, method, path, about, **options)
+
+    plain = ClusterHook.request
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClusterHook, "request", request)
+        yield held_up
+
+
+def first_change(method: str, path: str, body: Any) -> bool:
+    if method != "PATCH" or not path.startswith(APPS) or not isinstance(body, list):
+        return False
+    return any(operation["path"] == "/spec/template" for operation in body)
+
+
+def first_intent(method: str, path: str, body: Any) -> bool:
+    return method == "PUT" and path.startswith(JOURNALS) and "intended" in body["data"]["progress"]
+
+
+def closing(method: str, path: str, body: Any) -> bool:
+    return method == "PUT" and path.startswith(JOURNALS) and '"state": "closed"' in body["data"]["journal.json"]
+
+
+@pytest.mark.parametrize("chosen", [first_intent, first_change, closing])
+def test_the_late_write_of_a_stopped_owner_is_refused(
+    system: System, chosen: Callable[[str, str, Any], bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = system.specs()
+    accepted: list[int] = []
+
+    def meanwhile() -> None:
+        pass_time(system)
+        assert command_line(system, "recover") == 0
+        accepted.append(len(system.cluster.accepted))
+
+    with stopped_at(chosen, meanwhile) as held_up:
+        run = system.upgrade(components=TWO)
+    assert len(held_up) == 1
+    late = [r for r in system.cluster.accepted[accepted[0] :] if changes_spec(r) or r.path.startswith(JOURNALS)]
+    # The probe's stop signal is an annotation of the journal, which changes nothing.
+    assert [r.path for r in late if "annotations" not in str(r.body)[:40]] == []
+    if chosen is closing:
+        # Everything was seen to be good, and the recovery has closed it as that.
+        assert ended_well(system, before) == "new"
+        assert run.report["overall"] == "succeeded"
+        return
+    assert ended_well(system, before) == "old"
+    assert "[lease-lost]" in run.error("components.weaviate.apply_image")
+    assert run.states["verify_outcome"] == "failed"
+
+
+def test_a_forward_step_that_still_lives_is_fenced_out_by_the_way_back_of_its_own_run(system: System) -> None:
+    before = system.specs()
+    errors: list[str] = []
+
+    def abort() -> None:
+        """Mark the running step as failed: the rollback begins while the worker is still at it."""
+        store, leases = RecoverStores.of(system)
+        journal = store.all("open")[0]
+        turn_back(store.cluster, store, leases, journal, journal.operation_id)
+
+    with stopped_at(first_change, abort):
+        run = system.upgrade(components=["rag-api"])
+    errors.append(run.error("components.rag_api.apply_image"))
+    assert "[lease-lost]" in errors[0]
+    assert system.patched() == ["rag-api"], "it was tried"
+    assert not [r for r in system.cluster.accepted if changes_spec(r)], "and refused"
+    assert run.report["overall"] == "rolled-back"
+    assert system.specs() == before
+
+
+class RecoverStores:
+    @staticmethod
+    def of(system: System) -> tuple[JournalStore, LeaseStore]:
+        cluster = ClusterHook("kubernetes_rolling_upgrade")
+        profile = load_profile(system.profile_path)
+        return JournalStore(cluster, profile.namespaces.maintenance), LeaseStore(cluster, profile)
+
+
+def left_in_the_middle(system: System) -> dict[str, Any]:
+    """Leave an operation whose owner died while rag-api was changed, and return the specs from before."""
+    before = system.specs()
+    with killing(16):
+        system.upgrade(components=TWO, run_id="died")
+    assert system.journal().state == "open"
+    assert system.fences() == {"weaviate": "1", "rag-api": "1"}
+    return before
+
+
+def test_of_two_recoveries_at_once_only_one_acts(system: System, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first is stopped at each of its writes in turn, for longer than its lease; the second does the work."""
+    before = left_in_the_middle(system)
+    pass_time(system)
+    middle = begun_objects(system)
+    with killing(0) as recovery:
+        assert command_line(system, "recover") == 0
+    ended_well(system, before)
+    for number in range(1, len(recovery.writes) + 1):
+        put_back(system, middle)
+        count, accepted = iter(range(1, 1000)), []
+
+        def meanwhile(accepted: list[int] = accepted) -> None:
+            pass_time(system)
+            assert command_line(system, "recover") == 0
+            accepted.append(len(system.cluster.accepted))
+
+        def chosen(*_: Any, number: int = number, count: Iterator[int] = count) -> bool:
+            return next(count) == number
+
+        with stopped_at(chosen, meanwhile):
+            command_line(system, "recover")
+        late = [r for r in system.cluster.accepted[accepted[0] :] if changes_spec(r) or r.path.startswith(JOURNALS)]
+        assert late == [], f"write {number}, {recovery.writes[number - 1]}, was let through"
+        assert ended_well(system, before) == "old"
+
+
+def test_a_recovery_that_lives_is_left_to_its_work(system: System, capsys: pytest.CaptureFixture[str]) -> None:
+    left_in_the_middle(system)
+    pass_time(system)
+    store, leases = RecoverStores.of(system)
+    leases.take("recover-operation-other", "recover_operation")
+    before = len(system.writes())
+    assert command_line(system, "recover") == 0
+    assert "is left: the lease is renewed by recover-operation-other" in capsys.readouterr().out
+    assert len(system.writes()) == before
+    assert store.open_operations()
+
+
+# --------------------------------------------------------------------------------------------------- found and decided
+
+
+def test_a_living_run_is_never_disturbed(system: System) -> None:
+    """A recovery runs in the middle of a living operation, and in the middle of its way back."""
+    system.cluster.behaviour["v2"] = "crash"
+    seen: list[Any] = []
+
+    def recovered(step: Any, context: Any) -> Any:
+        run = recover_by_airflow(system)
+        seen.append(run.results["recover_operations", "return_value"][0]["decision"])
+        return step.execute(context)
+
+    steps = ("components.rag_api.wait_image", "rollback.rollback_rag_api")
+    run = system.upgrade(components=["rag-api"], replaced=dict.fromkeys(steps, recovered))
+    assert set(seen) == {"leave"}
+    assert len(seen) >= 2
+    assert run.report["overall"] == "rolled-back"
+
+
+def test_a_lost_airflow_is_recovered_by_another_one_and_the_report_says_what_was_done(system: System) -> None:
+    before = left_in_the_middle(system)
+    operation = system.journal().operation_id
+    pass_time(system)
+    run = recover_by_airflow(system)
+    assert run.surprises == []
+    assert run.failed() == []
+    assert ended_well(system, before) == "old"
+    report = run.report
+    assert (report["operation_id"], report["overall"]) == (operation, "rolled-back")
+    assert Path(report["report_path"]).parent.name == operation
+    facts = report["recovery"]
+    assert facts["decision"] == "undo"
+    assert "its owner is gone" in facts["reason"]
+    assert facts["found"] == {"weaviate": "intended", "rag-api": "intended"}
+    assert facts["done"] == "closed: rolled-back"
+    assert (facts["run_id"], facts["requested_by"]) == ("died", "operator")
+    assert facts["takeovers"][0]["by"].startswith("recover-operation-")
+    assert [row["component"] for row in report["rollback"]] == ["rag-api", "weaviate"]
+    page = Path(report["report_path"]).read_text(encoding="utf-8")
+    assert "<h2>Recovery</h2>" in page
+    assert "its owner is gone" in page
+    assert json.loads(Path(report["report_path"]).with_name("report.json").read_text(encoding="utf-8"))["recovery"]
+
+
+def test_nothing_to_recover_is_green_and_leaves_no_report(system: System) -> None:
+    run = recover_by_airflow(system)
+    assert run.states == {
+        "check_request": "success",
+        "recover_operations": "success",
+        "report_operation": "skipped",
+        "verify_outcome": "success",
+    }
+    assert system.writes() == []
+
+
+def test_by_hand_a_recovery_only_says_what_it_would_do(system: System, capsys: pytest.CaptureFixture[str]) -> None:
+    left_in_the_middle(system)
+    pass_time(system)
+    writes = len(system.writes())
+    run = recover_by_airflow(system, scheduled=False)
+    assert run.report["overall"] == "planned"
+    assert run.report["recovery"]["decision"] == "undo"
+    assert command_line(system, "recover", "--plan") == 0
+    assert "would be undone" in capsys.readouterr().out
+    assert command_line(system, "status") == 1
+    shown = capsys.readouterr().out
+    assert "no longer renewed" in shown
+    assert "rag-api image: intended; the object is intended" in shown
+    assert len(system.writes()) == writes
+
+
+def test_the_next_upgrade_recovers_first_and_a_plan_only_reports(system: System) -> None:
+    left_in_the_middle(system)
+    pass_time(system)
+    plan = system.upgrade(mode="plan", run_id="plan")
+    assert plan.report["overall"] == "planned"
+    assert plan.results["recover_operations", "return_value"][0]["decision"] == "undo"
+    assert system.fences(), "a plan changes nothing"
+    run = system.upgrade(components=TWO, run_id="next")
+    assert run.failed() == []
+    assert run.report["overall"] == "succeeded"
+    assert system.fences() == {}
+    assert {tag for name in TWO for tag in system.cluster.running(name)} == {"v2"}
+
+
+def test_an_operation_that_could_not_be_recovered_bars_the_next(system: System) -> None:
+    left_in_the_middle(system)
+    pass_time(system)
+    system.cluster.edit("rag-api", lambda w: w["spec"]["template"]["metadata"].update(annotations={"by": "another"}))
+    run = system.upgrade(components=["llm-processor"], run_id="next")
+    assert "[object-changed-by-others]" in run.error("recover_operations")
+    assert run.report["overall"] == "refused"
+
+
+def test_an_object_in_no_known_state_stops_the_recovery_before_it_touches_anything(
+    system: System, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = left_in_the_middle(system)
+    pass_time(system)
+    theirs = copy.deepcopy(system.cluster.spec("rag-api"))
+    system.cluster.edit("rag-api", lambda w: w["spec"]["template"]["metadata"].update(annotations={"by": "another"}))
+    system.cluster.settle()
+    objects = begun_objects(system)
+    assert command_line(system, "recover") == 1
+    assert "needs a person: rag-api is in no state" in capsys.readouterr().out
+    run = recover_by_airflow(system)
+    assert "[object-changed-by-others]" in run.error("recover_operations")
+    assert run.states["verify_outcome"] == "failed", "a person is called"
+    assert run.report["recovery"]["decision"] == "stop"
+    assert run.report["overall"] == "failed"
+    assert begun_objects(system) == objects, "nothing at all was written"
+    system.cluster.edit("rag-api", lambda w: w.update(spec=theirs))
+    assert command_line(system, "recover") == 0
+    assert ended_well(system, before) == "old"
+
+
+def test_a_component_that_is_gone_needs_a_person(system: System, capsys: pytest.CaptureFixture[str]) -> None:
+    left_in_the_middle(system)
+    pass_time(system)
+    del system.cluster.objects[f"{APPS}/deployments/rag-api"]
+    assert command_line(system, "recover") == 1
+    assert "rag-api is not in the cluster" in capsys.readouterr().out
+
+
+def test_a_recovery_needs_the_component_no_longer_in_the_profile(system: System) -> None:
+    before = left_in_the_middle(system)
+    pass_time(system)
+
+    def without_rag(data: dict[str, Any]) -> None:
+        data["components"] = [c for c in data["components"] if c["name"] not in ("rag-api", "llm-processor")]
+
+    system.edit_profile(without_rag)
+    assert command_line(system, "recover") == 0
+    assert ended_well(system, before) == "old"
+
+
+def test_what_was_verified_but_is_no_longer_good_is_undone(system: System) -> None:
+    before = system.specs()
+    with killing(23):  # everything was seen to be good; it dies before it closes
+        system.upgrade(components=TWO)
+    assert system.journal().verified_at is not None
+    pass_time(system)
+    system.cluster.behaviour["v2"] = "unhealthy"
+    assert command_line(system, "recover") == 0
+    journal = system.journal()
+    assert [takeover.decision for takeover in journal.takeovers] == ["finish", "undo"]
+    assert "not good any more" in journal.takeovers[-1].reason
+    assert ended_well(system, before) == "old"
+
+
+def test_an_update_strategy_on_delete_comes_back_as_it_was(system: System) -> None:
+    def on_delete(workload: dict[str, Any]) -> None:
+        workload["spec"]["updateStrategy"] = {"type": "OnDelete"}
+
+    system.cluster.edit("weaviate", on_delete)
+    system.cluster.settle()
+    before = system.specs()
+    with killing(11):
+        system.upgrade(components=["weaviate"])
+    assert system.cluster.spec("weaviate")["updateStrategy"]["type"] == "RollingUpdate"
+    assert system.cluster.spec("weaviate")["updateStrategy"]["rollingUpdate"]["partition"] > 0
+    pass_time(system)
+    assert command_line(system, "recover") == 0
+    system.cluster.settle()
+    assert system.specs() == before
+    assert system.cluster.running("weaviate") == {"v1"}
+
+
+def test_a_broken_replica_that_holds_up_the_way_back_is_deleted(system: System) -> None:
+    before = system.specs()
+    system.push("v2-bad", "weaviate")
+    system.cluster.behaviour["v2-bad"] = "crash"
+    with killing(9):
+        system.upgrade(components=["weaviate"], images={"weaviate": "v2-bad"})
+    system.cluster.settle()
+    assert system.cluster.running("weaviate") == {"v1", "v2-bad"}
+    pass_time(system)
+    assert command_line(system, "recover") == 0
+    assert ended_well(system, before) == "old"
+
+
+# --------------------------------------------------------------------------------------------- ends that Airflow knows
+
+
+def test_a_run_marked_as_failed_lets_the_lease_go_and_is_recovered_at_once(system: System) -> None:
+    """Airflow skips what is left and runs the teardown alone."""
+    before = left_in_the_middle(system)
+    run = DagRunner(system.dags["rolling_upgrade"], {}, run_id="died")
+    run.states = {task_id: "skipped" for task_id in run.dag.task_ids if task_id != "release_lease"}
+    run.states["acquire_lease"] = "success"
+    run.run()
+    assert run.states["release_lease"] == "failed", "the run must not look as if it had ended well"
+    assert "[operation-open]" in run.error("release_lease")
+    assert command_line(system, "recover") == 0, "without waiting for the lease to run out"
+    assert ended_well(system, before) == "old"
+
+
+def test_a_way_back_that_failed_is_let_go_to_the_recovery(system: System) -> None:
+    def others(step: Any, context: Any) -> Any:
+        system.cluster.edit("rag-api", lambda w: w["spec"]["template"]["metadata"].update(annotations={"by": "x"}))
+        return step.execute(context)
+
+    run = system.upgrade(components=["rag-api"], replaced={"components.rag_api.wait_image": others})
+    assert run.report["overall"] == "failed"
+    assert run.states["release_lease"] == "failed"
+    assert run.states["hold_lease"] == "success", "it ends with the run"
+    assert system.lease()["metadata"]["annotations"]["maintenance.nephoran.com/let-go"] == run.report["operation_id"]
+
+
+def test_a_run_that_was_recovered_meanwhile_ends_red_and_changes_nothing(system: System) -> None:
+    before = system.specs()
+
+    def taken_over(step: Any, context: Any) -> Any:
+        pass_time(system)
+        assert command_line(system, "recover") == 0
+        return step.execute(context)
+
+    run = system.upgrade(components=TWO, replaced={"components.rag_api.apply_image": taken_over})
+    assert run.surprises == []
+    assert "[operation-closed]" in run.error("components.rag_api.apply_image")
+    assert run.states["verify_outcome"] == "failed"
+    assert run.report["overall"] == "rolled-back"
+    assert ended_well(system, before) == "old"
+
+
+def test_the_switch_stop_takes_a_running_operation_back_and_halt_keeps_a_recovery_from_acting(system: System) -> None:
+    before = system.specs()
+
+    def switched(name: str) -> None:
+        system.cluster.put(JOURNALS, {"kind": "ConfigMap", "metadata": {"name": "switches"}, "data": {name: "on"}})
+
+    def stop(step: Any, context: Any) -> Any:
+        switched("stop")
+        return step.execute(context)
+
+    run = system.upgrade(components=TWO, replaced={"components.rag_api.apply_image": stop})
+    assert "[switched-off]" in run.error("components.rag_api.apply_image")
+    assert run.report["overall"] == "rolled-back"
+    assert system.specs() == before
+    del system.cluster.objects[f"{JOURNALS}/switches"]
+    with killing(16):
+        system.upgrade(components=TWO, run_id="died")
+    pass_time(system)
+    switched("halt")
+    assert command_line(system, "recover") == 1
+    del system.cluster.objects[f"{JOURNALS}/switches"]
+    assert command_line(system, "recover") == 0
+    assert ended_well(system, before) == "old"
+
+
+# --------------------------------------------------------------------------------------------------------- a busy system
+
+
+def test_a_second_operation_is_refused_with_the_name_of_the_first(system: System) -> None:
+    _, leases = RecoverStores.of(system)
+    leases.take("rolling-upgrade-of-another-airflow", "rolling_upgrade", list)
+    run = system.upgrade()
+    assert "[lease-held]" in run.error("acquire_lease")
+    assert "rolling-upgrade-of-another-airflow (rolling_upgrade, since " in run.error("acquire_lease")
+    assert run.order.count("acquire_lease") == 1
+    assert run.report["overall"] == "refused"
+    assert system.writes() == []
+
+
+def test_a_second_operation_that_waits_begins_when_the_first_has_ended(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nephoran_maintenance.triggers.lease import FreeLeaseTrigger
+
+    _, leases = RecoverStores.of(system)
+    leases.take("rolling-upgrade-of-another-airflow", "rolling_upgrade", list)
+    waits: list[str] = []
+
+    async def ended(trigger: FreeLeaseTrigger) -> None:
+        waits.append(trigger._waits_for)
+        if len(waits) == 3:
+            spec = system.lease()["spec"]
+            del spec["holderIdentity"]
+
+    monkeypatch.setattr(FreeLeaseTrigger, "pause", ended)
+    run = system.upgrade(components=["rag-api"], if_busy="wait")
+    assert len(waits) == 3
+    assert "is held by rolling-upgrade-of-another-airflow" in waits[0]
+    assert run.report["overall"] == "succeeded"
+
+
+# --------------------------------------------------------------------------------------------------- a wanted way back
+
+
+def test_an_operation_that_succeeded_is_rolled_back_when_a_person_wants_it(system: System) -> None:
+    before = system.specs()
+    operation = system.upgrade(components=TWO).report["operation_id"]
+    plan = roll_back_by_airflow(system, operation=operation)
+    assert plan.report["overall"] == "planned"
+    assert system.cluster.running("rag-api") == {"v2"}
+    run = roll_back_by_airflow(system, operation=operation, mode="apply")
+    assert run.surprises == []
+    assert run.failed() == []
+    assert run.report["overall"] == "rolled-back"
+    assert "a person wants it undone" in run.report["recovery"]["reason"]
+    assert ended_well(system, before) == "old"
+    again = roll_back_by_airflow(system, operation=operation, mode="apply")
+    assert "[rollback-refused]" in again.error("recover_operations")
+
+
+def test_a_rollback_that_dies_is_gone_on_with_by_a_recovery(system: System) -> None:
+    before = system.specs()
+    operation = system.upgrade(components=TWO).report["operation_id"]
+    new = begun_objects(system)
+    with killing(0) as counted:
+        assert command_line(system, "rollback", operation) == 0
+    for number in range(1, len(counted.writes) + 1):
+        put_back(system, new)
+        with killing(number):
+            command_line(system, "rollback", operation)
+        pass_time(system)
+        assert command_line(system, "recover") == 0
+        assert ended_well(system, before) == ("new" if number == 1 else "old"), counted.writes[number - 1]
+
+
+def test_an_operation_that_was_built_upon_is_not_rolled_back(system: System) -> None:
+    operation = system.upgrade(components=["rag-api"]).report["operation_id"]
+    system.push("v3", "rag-api")
+    system.upgrade(components=["rag-api"], version="v3", run_id="later")
+    run = roll_back_by_airflow(system, operation=operation, mode="apply")
+    assert "[object-changed-by-others]" in run.error("recover_operations")
+    assert system.cluster.running("rag-api") == {"v3"}
+    assert system.fences() == {}
+
+
+def test_a_rollback_without_an_operation_is_refused(system: System) -> None:
+    run = roll_back_by_airflow(system, mode="apply")
+    assert "[nothing-requested]" in run.error("check_request")
+
+
+# ------------------------------------------------------------------------------------------------------ the command line
+
+
+def test_the_command_line_needs_no_airflow(system: System) -> None:
+    left_in_the_middle(system)
+    pass_time(system)
+    config = system.profile_path.with_name("kubeconfig")
+    config.write_text(yaml.safe_dump(kube_config(system.server.url)), encoding="utf-8")
+    program = (
+        "import sys; sys.modules['airflow'] = None\n"
+        "from nephoran_maintenance.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:], sleep=lambda seconds: None))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "recover", f"--kubeconfig={config}", f"--profile={system.profile_path}"],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT_ROOT / "plugins")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "is closed: rolled-back" in done.stdout
+
+
+def test_the_command_line_says_what_is_wrong_in_one_line(system: System, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--kubeconfig", "/nowhere", "--profile", str(system.profile_path)]) == 1
+    assert "[connection-invalid]" in capsys.readouterr().err
+    assert command_line(system, "rollback", "no-such-operation") == 1
+    assert "[not-found]" in capsys.readouterr().err

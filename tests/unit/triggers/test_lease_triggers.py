@@ -1,0 +1,179 @@
+"""Renewal lives and dies with its run; waiting ends when the system is free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from nephoran_maintenance.domain.journal import LABELS, STATE_LABEL
+from nephoran_maintenance.domain.lease import let_go, new_lease, released, taken
+from nephoran_maintenance.triggers.lease import FreeLeaseTrigger, HoldLeaseTrigger
+from tests.unit.hooks.fake_servers import FakeCluster, Server, status_object
+from tests.unit.triggers.test_condition_triggers import only_event
+
+OWN = "nephoran-maintenance"
+LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{OWN}/leases"
+PATH = f"{LEASES}/nephoran"
+JOURNALS = f"/api/v1/namespaces/{OWN}/configmaps"
+ME, OTHER = "rolling-upgrade-a", "rolling-upgrade-b"
+WORKING = {"hold_lease": "deferred", "components.rag_api.wait_image": "deferred", "release_lease": None}
+STILL = {"hold_lease": "deferred", "components.rag_api.wait_image": "scheduled", "release_lease": None}
+OVER = {"hold_lease": "deferred", "release_lease": "failed"}
+
+Act = Callable[[int], None]
+
+
+def lease(holder: str, age: float = 0, duration: float = 60) -> dict[str, Any]:
+    then = datetime.now(UTC) - timedelta(seconds=age)
+    return taken(new_lease("nephoran", OWN), holder, "rolling_upgrade", timedelta(seconds=duration), then)
+
+
+def hold(monkeypatch: pytest.MonkeyPatch, act: Act, states: Mapping[str, str | None] | None) -> HoldLeaseTrigger:
+    """Return a trigger that calls ``act`` with the number of each of its pauses."""
+    trigger = HoldLeaseTrigger(
+        connection_id="kubernetes_test",
+        namespace=OWN,
+        name="nephoran",
+        holder=ME,
+        dag_id="rolling_upgrade",
+        run_id="manual__1",
+    )
+    pauses = iter(range(1, 1000))
+
+    async def pause() -> None:
+        act(next(pauses))
+
+    async def run_states() -> Mapping[str, str | None] | None:
+        return states
+
+    monkeypatch.setattr(trigger, "pause", pause)
+    monkeypatch.setattr(trigger, "run_states", run_states)
+    return trigger
+
+
+def age_of(cluster: FakeCluster) -> float:
+    renewed = datetime.fromisoformat(cluster.objects[PATH]["spec"]["renewTime"])
+    return (datetime.now(UTC) - renewed).total_seconds()
+
+
+def grow_old(cluster: FakeCluster, seconds: float) -> None:
+    then = datetime.now(UTC) - timedelta(seconds=seconds)
+    cluster.objects[PATH]["spec"]["renewTime"] = then.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+@pytest.mark.parametrize("states", [WORKING, None], ids=["a step is at work", "Airflow does not say"])
+async def test_renews_until_the_run_gives_the_lease_back(
+    cluster_server: Server, fake_cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, states: Any
+) -> None:
+    fake_cluster.put(LEASES, lease(ME))
+    ages: list[float] = []
+
+    def act(pause: int) -> None:
+        ages.append(age_of(fake_cluster))
+        grow_old(fake_cluster, 15)
+        if pause == 4:
+            fake_cluster.put(LEASES, released(fake_cluster.objects[PATH]))
+
+    event = await only_event(hold(monkeypatch, act, states))
+    assert event["state"] == "complete"
+    assert max(ages) < 5
+    assert len(cluster_server.requests("PUT")) == 3
+
+
+async def test_asks_for_no_renewal_before_it_is_due(
+    cluster_server: Server, fake_cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_cluster.put(LEASES, lease(ME, age=3))
+    act: Act = lambda pause: fake_cluster.put(LEASES, released(fake_cluster.objects[PATH])) if pause == 3 else None  # noqa: E731
+    await only_event(hold(monkeypatch, act, WORKING))
+    assert cluster_server.requests("PUT") == []
+
+
+async def test_says_when_somebody_else_took_the_lease(
+    cluster_server: Server, fake_cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_cluster.put(LEASES, lease(ME))
+    event = await only_event(hold(monkeypatch, lambda pause: fake_cluster.put(LEASES, lease(OTHER)), WORKING))
+    assert event["state"] == "lost"
+    assert OTHER in event["message"]
+
+
+async def test_ends_when_the_run_lets_go_or_is_over(
+    cluster_server: Server, fake_cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_cluster.put(LEASES, let_go(lease(ME)))
+    assert (await only_event(hold(monkeypatch, lambda pause: None, WORKING)))["state"] == "complete"
+    fake_cluster.put(LEASES, lease(ME, age=15))
+    assert "is over" in (await only_event(hold(monkeypatch, lambda pause: None, OVER)))["message"]
+
+
+async def test_does_not_renew_for_a_run_in_which_nothing_moves(
+    cluster_server: Server, fake_cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its DAG was paused, say: after as long as the lease lasts a recovery may take it over."""
+    fake_cluster.put(LEASES, lease(ME, age=15))
+    ages: list[float] = []
+    trigger = hold(monkeypatch, lambda pause: None, STILL)
+
+    def act(pause: int) -> None:
+        if pause == 1:
+            trigger._at_work_at = datetime.now(UTC) - timedelta(seconds=61)
+        if pause < 5:
+            grow_old(fake_cluster, 15)
+        else:
+            ages.append(age_of(fake_cluster))
+            fake_cluster.put(LEASES, lease(OTHER))
+
+    pauses = iter(range(1, 1000))
+
+    async def pause() -> None:
+        act(next(pauses))
+
+    monkeypatch.setattr(trigger, "pause", pause)
+    assert (await only_event(trigger))["state"] == "lost"
+    assert len(cluster_server.requests("PUT")) == 1, "the grace is one duration, then it stops"
+    assert ages[0] > 10
+
+
+async def test_an_api_server_that_is_away_and_a_write_in_between_are_outlived(
+    cluster_server: Server, fake_cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_cluster.put(LEASES, lease(ME, age=15))
+
+    def act(pause: int) -> None:
+        if pause == 1:
+            fake_cluster.fail = lambda r: status_object(409, "Conflict", "x") if r.method == "PUT" else None
+        if pause == 2:
+            fake_cluster.fail = lambda r: status_object(503, "ServiceUnavailable", "x")
+        if pause == 40:
+            fake_cluster.fail = None
+            fake_cluster.put(LEASES, released(fake_cluster.objects[PATH]))
+        if pause < 3:
+            grow_old(fake_cluster, 15)
+
+    assert (await only_event(hold(monkeypatch, act, WORKING)))["state"] == "complete"
+
+
+async def test_waits_until_the_owner_and_what_it_left_open_are_gone(
+    cluster_server: Server, fake_cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_cluster.put(LEASES, lease(OTHER))
+    labels = {**LABELS, STATE_LABEL: "open"}
+    fake_cluster.put(JOURNALS, {"kind": "ConfigMap", "metadata": {"name": OTHER, "labels": labels}, "data": {}})
+    trigger = FreeLeaseTrigger(connection_id="kubernetes_test", namespace=OWN, name="nephoran", holder=ME)
+    waited_for: list[str] = []
+
+    async def pause() -> None:
+        waited_for.append(trigger.empty_event()["waits_for"])
+        if len(waited_for) == 2:
+            grow_old(fake_cluster, 61)
+        if len(waited_for) == 4:
+            del fake_cluster.objects[f"{JOURNALS}/{OTHER}"]
+
+    monkeypatch.setattr(trigger, "pause", pause)
+    assert (await only_event(trigger))["state"] == "complete"
+    assert ["held by" in text for text in waited_for] == [True, True, False, False]
+    assert "was left open" in waited_for[-1]
