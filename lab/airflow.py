@@ -108,6 +108,21 @@ class Airflow:
         wait_gone(leftovers, STOP_LIMIT)
         self._record.unlink(missing_ok=True)
 
+    def kill(self) -> None:
+        """Kill all four and whatever they forked, with no chance to end anything: as a lost machine does.
+
+        The database and the logs stay. Safe to repeat: yes.
+        """
+        recorded = self._recorded()
+        sessions = {
+            process.pid for process in recorded.values() if Process.of(process.pid, ended_too=True) in (process, None)
+        }
+        doomed = _members(sessions)
+        for process in doomed:
+            process.signal(signal.SIGKILL)
+        wait_gone(doomed, STOP_LIMIT)
+        self._record.unlink(missing_ok=True)
+
     def status(self) -> dict[str, object]:
         """Return the url, the process id of each of the four (None for what does not run) and Airflow's own view."""
         running = self._running()

@@ -168,6 +168,10 @@ class AirflowClient:
             {"new_state": "failed"},
         )
 
+    def fail_run(self, dag_id: str, run_id: str) -> None:
+        """Mark a whole run failed: Airflow skips what is left of it, its rollback too, and runs the teardown."""
+        self._request("PATCH", f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}", {"state": "failed"})
+
     def run_url(self, dag_id: str, run_id: str) -> str:
         """Return the address of the run in the user interface."""
         return f"{self.url}/dags/{dag_id}/runs/{quote(run_id, safe='')}"

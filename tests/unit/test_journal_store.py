@@ -14,7 +14,7 @@ os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-home-"))
 from nephoran_maintenance.domain.journal import Journal, JournalEntry, Workload
 from nephoran_maintenance.errors import PermanentError, TransientError, UnknownStateError
 from nephoran_maintenance.hooks.cluster import ClusterHook
-from nephoran_maintenance.hooks.journal_store import CONFLICT_TRIES, JournalStore
+from nephoran_maintenance.hooks.journal_store import CONFLICT_TRIES, OPEN_JOURNALS, JournalStore
 from tests.unit.domain.kubernetes_objects import at
 from tests.unit.hooks.fake_servers import FakeCluster, Server, connection_json, kube_config, serving, status_object
 
@@ -142,3 +142,64 @@ def test_all_journals_are_listed_newest_first(lab: Lab) -> None:
     lab.store.create(journal("newer", 60))
     lab.cluster.put(PATH, {"metadata": {"name": "something-else"}, "data": {}})
     assert [found.operation_id for found in lab.store.all()] == ["newer", "older"]
+
+
+def test_a_write_with_another_token_is_refused_in_the_same_replace(lab: Lab) -> None:
+    lab.store.create(journal().fenced(7))
+    assert lab.store.update(NAME, applied, token=7).entries[0].step == "applied"
+    lab.store.update(NAME, lambda found: found.fenced(8))
+    writes = len(lab.server.requests("PUT"))
+    with pytest.raises(PermanentError) as error:
+        lab.store.update(NAME, lambda found: found.turned_back(at(2)), token=7)
+    assert error.value.reference == "lease-lost"
+    assert len(lab.server.requests("PUT")) == writes
+
+
+def test_an_owner_that_comes_between_look_and_write_wins(lab: Lab) -> None:
+    lab.store.create(journal().fenced(7))
+
+    def late(found: Journal) -> Journal:
+        if found.fencing_token == 7:
+            lab.store.update(NAME, lambda other: other.fenced(8))
+        return applied(found)
+
+    with pytest.raises(PermanentError) as error:
+        lab.store.update(NAME, late, token=7)
+    assert error.value.reference == "lease-lost"
+    assert lab.store.read(NAME).entries[0].step == "planned"
+
+
+def test_the_journal_can_not_be_taken_back_from_a_newer_owner() -> None:
+    with pytest.raises(PermanentError) as error:
+        journal().fenced(8).fenced(7)
+    assert error.value.reference == "lease-lost"
+
+
+def test_keeps_a_number_of_closed_journals_and_every_open_one(lab: Lab) -> None:
+    for number in range(5):
+        closed = journal(f"closed-{number}").closed("succeeded", at(1))
+        lab.store.create(closed)
+        lab.cluster.objects[f"{PATH}/closed-{number}"]["metadata"]["creationTimestamp"] = f"2026-11-2{number}T00:00:00Z"
+    lab.store.create(journal("open"))
+    assert lab.store.open_operations() == ["open"]
+    assert lab.store.prune(2) == ["closed-2", "closed-1", "closed-0"]
+    assert {found.operation_id for found in lab.store.all()} == {"closed-3", "closed-4", "open"}
+    assert lab.store.prune(2) == []
+
+
+def test_a_way_back_and_a_verified_whole_are_marked_once(lab: Lab) -> None:
+    marked = journal().turned_back(at(1)).turned_back(at(2)).seen_good(at(3)).seen_good(at(4))
+    assert (marked.turned_back_at, marked.verified_at) == (at(1), at(3))
+    lab.store.create(marked)
+    assert lab.store.read(NAME) == marked
+    opened = marked.closed("succeeded", at(5)).reopened(at(6))
+    assert (opened.state, opened.outcome, opened.closed_at, opened.turned_back_at) == ("open", None, None, at(1))
+
+
+def test_systems_that_share_the_namespace_do_not_see_each_others_operations(lab: Lab) -> None:
+    lab.store.create(journal("our-own"))
+    lab.store.create(journal("foreign").model_copy(update={"system": "another"}))
+    lab.cluster.put(PATH, {"metadata": {"name": "damaged", "labels": OPEN_JOURNALS}, "data": {}})
+    ours = JournalStore(lab.store.cluster, NAMESPACE, "nephoran")
+    assert sorted(ours.open_operations()) == ["damaged", "our-own"], "one that can't be read bars everybody"
+    assert sorted(lab.store.open_operations()) == ["damaged", "foreign", "our-own"]

@@ -221,6 +221,14 @@ def to_config_map(journal: Journal, namespace: str) -> dict[str, Any]:
     }
 
 
+def is_of_system(config_map: Mapping[str, Any], system: str | None) -> bool:
+    """Return whether a journal is one of a system's; one that can't be read counts, so that nobody overlooks it."""
+    try:
+        return system is None or json.loads(config_map["data"]["journal.json"])["system"] == system
+    except (KeyError, TypeError, ValueError):
+        return True
+
+
 def from_config_map(config_map: Mapping[str, Any]) -> Journal:
     """Return the journal in a ConfigMap.
 

@@ -95,8 +95,13 @@ def new_lease(name: str, namespace: str) -> dict[str, Any]:
     }
 
 
-def taken(found: JsonObject, me: str, procedure: str, duration: timedelta, now: datetime) -> dict[str, Any]:
-    """Return the Lease taken by ``me`` with the next token; also its own holder gets a new one."""
+def taken(
+    found: JsonObject, me: str, procedure: str, duration: timedelta, now: datetime, *, above: int = 0
+) -> dict[str, Any]:
+    """Return the Lease taken by ``me`` with the next token; also its own holder gets a new one.
+
+    :param above: a token that is known to have been given out: a Lease that somebody deleted counts on from there.
+    """
     lease = copy.deepcopy(dict(found))
     annotations = dict(lease["metadata"].get("annotations") or {})
     annotations.pop(LET_GO, None)
@@ -107,7 +112,7 @@ def taken(found: JsonObject, me: str, procedure: str, duration: timedelta, now: 
         "leaseDurationSeconds": max(1, round(duration.total_seconds())),
         "acquireTime": _text(now),
         "renewTime": _text(now),
-        "leaseTransitions": lease_of(found).token + 1,
+        "leaseTransitions": max(lease_of(found).token, above) + 1,
     }
     return lease
 

@@ -55,7 +55,7 @@ def turn_back(
     """
     lease = leases.hold(me)
     if journal.turned_back_at is None or journal.fencing_token != lease.token:
-        lease = leases.take(me, journal.procedure)
+        lease = leases.take(me, journal.procedure, above=journal.fencing_token)
         now = datetime.now(UTC)
         journal = store.update(journal.operation_id, lambda found: found.fenced(lease.token).turned_back(now))
     stamp(cluster, journal, lease)

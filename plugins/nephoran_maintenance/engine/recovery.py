@@ -79,7 +79,7 @@ class Recovery:
         self.back = back
         self.weaviate_key = weaviate_key
         self.log = log or getLogger(__name__)
-        self.store = JournalStore(cluster, profile.namespaces.maintenance)
+        self.store = JournalStore(cluster, profile.namespaces.maintenance, profile.metadata.name)
         self.leases = LeaseStore(cluster, profile)
 
     # --------------------------------------------------------------------------------------------------------- looking
@@ -166,7 +166,7 @@ class Recovery:
                 f"operation {sorted(others)[0]} is open; it comes before one that is closed",
                 hint="Let recover_operation take it up, then try again.",
             )
-        lease = self.leases.take(self.me, self.procedure)
+        lease = self.leases.take(self.me, self.procedure, above=journal.fencing_token)
         self.log.info("Took the lease over for %s, token %d", journal.operation_id, lease.token)
         now_here = datetime.now(UTC)
 

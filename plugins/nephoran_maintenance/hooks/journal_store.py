@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from nephoran_maintenance.domain.journal import LABELS, STATE_LABEL, Journal, from_config_map, to_config_map
+from nephoran_maintenance.domain.journal import (
+    LABELS,
+    STATE_LABEL,
+    Journal,
+    from_config_map,
+    is_of_system,
+    to_config_map,
+)
 from nephoran_maintenance.errors import TransientError
 from nephoran_maintenance.hooks.cluster import ClusterHook
 
@@ -17,11 +25,13 @@ class JournalStore:
     """Reads and writes the journals of one namespace.
 
     :param namespace: where journals live; made by the manifests in ``deploy/``.
+    :param system: name of the system whose journals are listed; None: all. Systems may share the namespace.
     """
 
-    def __init__(self, cluster: ClusterHook, namespace: str) -> None:
+    def __init__(self, cluster: ClusterHook, namespace: str, system: str | None = None) -> None:
         self.cluster = cluster
         self.namespace = namespace
+        self.system = system
 
     def create(self, journal: Journal) -> Journal:
         """Write a new journal, or return the stored one when this operation already has it.
@@ -88,21 +98,24 @@ class JournalStore:
 
     def all(self, state: str | None = None) -> list[Journal]:
         """Return every journal, newest first; with a state (``open`` or ``closed``) only those in it."""
-        labels = {**LABELS, **({STATE_LABEL: state} if state else {})}
-        journals = [from_config_map(item) for item in self.cluster.list("ConfigMap", self.namespace, labels)]
+        journals = [from_config_map(item) for item in self._list(state)]
         return sorted(journals, key=lambda journal: journal.started_at, reverse=True)
 
     def open_operations(self) -> list[str]:
         """Return the ids of the operations whose journal is open; one that can't be read counts."""
-        found = self.cluster.list("ConfigMap", self.namespace, OPEN_JOURNALS)
-        return [item["metadata"]["name"] for item in found]
+        return [item["metadata"]["name"] for item in self._list("open")]
 
     def prune(self, keep: int) -> list[str]:
         """Delete the oldest closed journals beyond so many, and return their names. Open ones are never deleted."""
-        found = self.cluster.list("ConfigMap", self.namespace, {**LABELS, STATE_LABEL: "closed"})
+        found = self._list("closed")
         newest = sorted(found, key=lambda item: str(item["metadata"].get("creationTimestamp") or ""), reverse=True)
         gone = [item["metadata"] for item in newest[keep:]]
         for metadata in gone:
             version = metadata["resourceVersion"]
             self.cluster.delete("ConfigMap", metadata["name"], self.namespace, resource_version=version)
         return [metadata["name"] for metadata in gone]
+
+    def _list(self, state: str | None) -> list[dict[str, Any]]:
+        labels = {**LABELS, **({STATE_LABEL: state} if state else {})}
+        found = self.cluster.list("ConfigMap", self.namespace, labels)
+        return [item for item in found if is_of_system(item, self.system)]

@@ -49,12 +49,21 @@ class LeaseStore:
             raise
         return lease_of(found), now
 
-    def take(self, me: str, procedure: str, open_operations: Callable[[], list[str]] | None = None) -> HeldLease:
+    def take(
+        self,
+        me: str,
+        procedure: str,
+        open_operations: Callable[[], list[str]] | None = None,
+        *,
+        above: int | None = None,
+    ) -> HeldLease:
         """Take the lease with a new token, or take it over from an owner that no longer renews it.
 
         :param me: operation id, which becomes the holder.
         :param open_operations: asked for what others have left open, which bars an operation from beginning; None: it
             is a recovery that takes it, to close that.
+        :param above: the token of the journal that is taken over; the new one is greater, also when somebody has deleted
+            the Lease object meanwhile.
         :raises PermanentError: ``lease-held`` with the owner's name, ``operation-abandoned``.
         """
 
@@ -63,7 +72,7 @@ class LeaseStore:
             refused = refusal(lease, open_operations() if open_operations else [], me, now)
             if refused is not None:
                 raise refused
-            return taken(found, me, procedure, self.settings.duration, now)
+            return taken(found, me, procedure, self.settings.duration, now, above=above or 0)
 
         return HeldLease(self, me, self._write(change).token)
 

@@ -87,7 +87,8 @@ class StepOperator(BaseOperator):
     def journals(self, cluster: ClusterHook | None = None) -> JournalStore:
         from nephoran_maintenance.hooks.journal_store import JournalStore
 
-        return JournalStore(cluster or self.cluster(), self.profile.namespaces.maintenance)
+        profile = self.profile
+        return JournalStore(cluster or self.cluster(), profile.namespaces.maintenance, profile.metadata.name)
 
     def leases(self, cluster: ClusterHook) -> LeaseStore:
         from nephoran_maintenance.hooks.lease_store import LeaseStore

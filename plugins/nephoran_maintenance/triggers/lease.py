@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import ClassVar
 
+from nephoran_maintenance.domain.journal import is_of_system
 from nephoran_maintenance.domain.lease import lease_of, refusal, renewed
 from nephoran_maintenance.domain.moments import NEVER
-from nephoran_maintenance.domain.step_ids import HOLD_LEASE, RELEASE_LEASE
+from nephoran_maintenance.domain.step_ids import HOLD_LEASE, MEASURE_TRAFFIC, RELEASE_LEASE
 from nephoran_maintenance.errors import PermanentError, TransientError
 from nephoran_maintenance.hooks.async_cluster import AsyncClusterHook
 from nephoran_maintenance.hooks.journal_store import OPEN_JOURNALS
 from nephoran_maintenance.triggers.base import Event, PollingTrigger
 
 AT_WORK = frozenset({"queued", "running", "deferred", "restarting", "up_for_retry", "up_for_reschedule"})
+BESIDE = frozenset({HOLD_LEASE, MEASURE_TRAFFIC})
+"""Steps that stay deferred as long as the run does; they say nothing about whether it moves."""
 OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 
 
@@ -105,7 +108,7 @@ class HoldLeaseTrigger(PollingTrigger):
 
     def _lives(self, states: Mapping[str, str | None] | None, now: datetime) -> bool:
         """Return whether the run has moved within the time that a lease lasts; what can't be asked counts as alive."""
-        others = None if states is None else [state for step, state in states.items() if step != HOLD_LEASE]
+        others = None if states is None else [state for step, state in states.items() if step not in BESIDE]
         if others is None or self._at_work_at is NEVER or AT_WORK & set(others):
             self._at_work_at = now
         alive = now - self._at_work_at < timedelta(seconds=self.duration_seconds)
@@ -127,7 +130,10 @@ class HoldLeaseTrigger(PollingTrigger):
 class FreeLeaseTrigger(PollingTrigger):
     """Wait until an operation may begin: the lease is free, or its owner is dead and has left nothing open.
 
-    The event's state is ``complete``, ``timeout`` or ``error``; ``holder`` says what was waited for last.
+    The event's state is ``complete``, ``timeout`` or ``error``; ``waits_for`` says what was waited for last.
+
+    :param name: of the Lease object, which is that of the system.
+    :param holder: operation id of who waits.
     """
 
     parameters: ClassVar[tuple[str, ...]] = ("connection_id", "namespace", "name", "holder")
@@ -174,4 +180,5 @@ class FreeLeaseTrigger(PollingTrigger):
     async def _refusal(self, cluster: AsyncClusterHook) -> PermanentError | None:
         found, now = await cluster.get_at("Lease", self.name, self.namespace)
         journals = await cluster.list("ConfigMap", self.namespace, OPEN_JOURNALS)
-        return refusal(lease_of(found), [item["metadata"]["name"] for item in journals], self.holder, now)
+        left_open = [item["metadata"]["name"] for item in journals if is_of_system(item, self.name)]
+        return refusal(lease_of(found), left_open, self.holder, now)

@@ -30,7 +30,7 @@ from nephoran_maintenance.hooks.lease_store import LeaseStore
 from nephoran_maintenance.profile import load_profile
 from nephoran_maintenance.settings import PROJECT_ROOT
 from tests.unit.dag_runner import DagRunner
-from tests.unit.fake_cluster import APPS, JOURNALS
+from tests.unit.fake_cluster import APPS, JOURNALS, LEASES
 from tests.unit.hooks.fake_servers import kube_config
 from tests.unit.operators.conftest import System, changes_spec
 
@@ -458,6 +458,15 @@ def test_an_object_in_no_known_state_stops_the_recovery_before_it_touches_anythi
     system.cluster.edit("rag-api", lambda w: w.update(spec=theirs))
     assert command_line(system, "recover") == 0
     assert ended_well(system, before) == "old"
+
+
+def test_a_lease_that_somebody_deleted_does_not_keep_a_recovery_out(system: System) -> None:
+    before = left_in_the_middle(system)
+    for path in [path for path in system.cluster.objects if path.startswith(LEASES)]:
+        del system.cluster.objects[path]
+    assert command_line(system, "recover") == 0
+    assert ended_well(system, before) == "old"
+    assert system.lease()["spec"]["leaseTransitions"] == 2
 
 
 def test_a_component_that_is_gone_needs_a_person(system: System, capsys: pytest.CaptureFixture[str]) -> None:

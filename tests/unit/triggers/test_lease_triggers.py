@@ -20,7 +20,12 @@ PATH = f"{LEASES}/nephoran"
 JOURNALS = f"/api/v1/namespaces/{OWN}/configmaps"
 ME, OTHER = "rolling-upgrade-a", "rolling-upgrade-b"
 WORKING = {"hold_lease": "deferred", "components.rag_api.wait_image": "deferred", "release_lease": None}
-STILL = {"hold_lease": "deferred", "components.rag_api.wait_image": "scheduled", "release_lease": None}
+STILL = {
+    "hold_lease": "deferred",
+    "measure_traffic": "deferred",
+    "components.rag_api.wait_image": "scheduled",
+    "release_lease": None,
+}
 OVER = {"hold_lease": "deferred", "release_lease": "failed"}
 
 Act = Callable[[int], None]
