@@ -17,7 +17,7 @@ LAB_TESTS ?= tests/lab
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  NAME=demo|test|bench chooses the lab of lab-up, lab-down and lab-status."
 
 .PHONY: venv
@@ -40,7 +40,7 @@ test: lint test-unit test-dags test-lab ## everything that CI runs
 
 .PHONY: test-unit
 test-unit: venv ## fast tests without network, sleep or clock; warnings are errors
-	@$(PYTHON) -m pytest -q tests/unit -W error
+	@$(PYTHON) -m pytest -q -n auto --dist worksteal tests/unit -W error
 
 .PHONY: test-dags
 test-dags: venv ## what holds for every DAG
@@ -64,11 +64,27 @@ lint: venv ## style, formatting, types, import contracts
 	@grep '^Contracts:' .lab/logs/imports.log
 
 .PHONY: bench
-bench: bench-upgrade ## all benchmarks
+bench: bench-upgrade bench-failures bench-gate-power ## all benchmarks
 
 .PHONY: bench-upgrade
 bench-upgrade: venv ## the procedure against a plain patch-and-wait and the old runbook's fixed waits
 	@$(PYTHON) -m benchmarks.upgrade
+
+.PHONY: bench-failures
+bench-failures: venv ## how soon a broken image on the third component is named, ten times each
+	@$(PYTHON) -m benchmarks.failures
+
+.PHONY: bench-gate-power
+bench-gate-power: venv ## the metric gate's verdicts over simulated series; no lab
+	@PYTHONPATH=plugins $(PYTHON) -m benchmarks.gate_power
+
+.PHONY: bench-waits
+bench-waits: venv ## a thousand rollouts waited for in one triggerer, against one watch for each
+	@$(PYTHON) -m benchmarks.waits
+
+.PHONY: bench-kills
+bench-kills: venv ## kill everything at every step of an upgrade and read how it ended (BENCH_CASES, BENCH_LIMIT)
+	@$(PYTHON) -m benchmarks.kills
 
 .PHONY: residue
 residue: venv ## start and stop a lab ten times and compare the machine before and after

@@ -32,7 +32,7 @@ def machine() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Return the versions of what was measured, and the commit."""
     commit = subprocess.run(
-        ("git", "rev-parse", "--short", "HEAD"), capture_output=True, text=True, check=False, cwd=RESULTS
+        ("git", "rev-parse", "--short", "HEAD"), capture_output=True, text=True, check=False, cwd=RESULTS.parent
     ).stdout.strip()
     return {
         **{name: metadata.version(name) for name in DISTRIBUTIONS},

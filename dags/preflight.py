@@ -19,7 +19,8 @@
 | `report_operation` | JSON and HTML report | clear it: it only writes the report again |
 | `verify_outcome` | red when any step failed | it is meant to fail: open the report |
 
-**Duration and blast radius.** Seconds; up to ten minutes while it waits for intents in work. Changes nothing.
+**Duration and blast radius.** Seconds; up to ten minutes while it waits for intents in work. Changes nothing; with a
+vantage point in the profile a short-lived Job in the system's namespace asks the dependencies.
 
 **Verify.** The result has `approval.ready_for_upgrade`.
 

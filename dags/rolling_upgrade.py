@@ -27,6 +27,7 @@ the difference of each component in the report.
 | `measure_traffic` | steady requests through the whole chain, for as long as anything changes | the run turns red, the change itself is not affected |
 | `apply_policy`, `wait_policy` | the profile's rolling-update policy, only where the live object differs | every changed component is rolled back |
 | `apply_image`, `wait_image` | the new image; rollout watched, health asked over HTTP; Weaviate one replica at a time | every changed component is rolled back |
+| `verify_metrics` | of a component with a `gate`, and once more after the whole: error ratio and p95 latency against limit and baseline, 5 minutes each, ended early by a clear breach | every changed component is rolled back; *unknown* is not good enough either |
 | `functional_test` | one NetworkIntent per served API group, always deleted again | every changed component is rolled back |
 | `verify_components` | running image digests equal the plan, no container restarted | every changed component is rolled back |
 | `decide_rollback` | keeps the change, or opens the way back | clear it: it decides again from the journal |
@@ -37,9 +38,10 @@ the difference of each component in the report.
 | `verify_outcome` | red when any step failed, also after a good rollback | it is meant to fail: open the report |
 
 **Duration and blast radius.** About a minute per component with the default probe delays and grace periods, plus one
-per replica of Weaviate. At most one pod more, never one less, than wanted of each component.
+per replica of Weaviate, plus 5 minutes (`gate.duration_seconds`) for each gate. At most one pod more, never one less, than wanted of each component.
 
-**Verify.** `report_operation` has a link to the report: failed requests, longest gap, digests before and after.
+**Verify.** `report_operation` has a link to the report: failed requests, longest gap, digests before and after,
+the verdict of each gate with its figures.
 
 **Roll back.** Automatic on failure. To abort by hand, mark the running step as *failed*: everything changed so far is
 rolled back. When the *run* is marked as failed, deleted, or dies with its machine, its own rollback does not run: then
@@ -56,7 +58,7 @@ from datetime import timedelta
 from airflow.sdk import Param, TaskGroup, chain, dag
 
 from nephoran_maintenance.domain.order import in_order
-from nephoran_maintenance.groups.component_upgrade import component_upgrade
+from nephoran_maintenance.groups.component_upgrade import GATE_RETRIES, component_upgrade
 from nephoran_maintenance.groups.functional_test import functional_test
 from nephoran_maintenance.groups.preflight import preflight
 from nephoran_maintenance.groups.rollback import rollback
@@ -69,6 +71,7 @@ from nephoran_maintenance.operators.report import ReportOperator, VerifyOutcomeO
 from nephoran_maintenance.operators.traffic import MeasureTrafficOperator, StopTrafficOperator
 from nephoran_maintenance.operators.verification import VerifyComponentsOperator
 from nephoran_maintenance.profile import load_profile
+from nephoran_maintenance.sensors.gate import MetricGateSensor
 
 PROFILE = load_profile()
 IN_ORDER = in_order(PROFILE.components)
@@ -164,6 +167,7 @@ def rolling_upgrade() -> None:
     ) as components:
         chain(*[component_upgrade(c, kubernetes_connection_id=CONNECTION) for c in IN_ORDER])
     tested = functional_test(kubernetes_connection_id=CONNECTION)
+    verify_metrics = MetricGateSensor(task_id="verify_metrics", kubernetes_connection_id=CONNECTION, **GATE_RETRIES)
     verify_components = VerifyComponentsOperator(task_id="verify_components", kubernetes_connection_id=CONNECTION)
     undone = rollback(IN_ORDER, kubernetes_connection_id=CONNECTION)
     stop_traffic = StopTrafficOperator(task_id="stop_traffic", kubernetes_connection_id=CONNECTION)
@@ -172,9 +176,9 @@ def rolling_upgrade() -> None:
     verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION, retries=0)
 
     check_request >> recover_operations >> ready >> plan_changes >> acquire_lease >> record_before_state
-    record_before_state >> components >> tested >> verify_components
+    record_before_state >> components >> tested >> verify_metrics
     # The group ends with the deletion, which runs whatever happened: what it waited for must have succeeded too.
-    tested.get_child_by_label("wait_test_intents") >> verify_components
+    tested.get_child_by_label("wait_test_intents") >> verify_metrics >> verify_components
     verify_components >> undone >> stop_traffic >> report_operation >> release_lease >> verify_outcome
     record_before_state >> measure_traffic >> report_operation
     # Beside the chain: it ends when the lease is given back, which the report's closed journal allows.

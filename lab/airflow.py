@@ -102,7 +102,7 @@ class Airflow:
         for process in recorded.values():
             process.signal(signal.SIGTERM)
         wait_gone(recorded.values(), STOP_LIMIT)
-        leftovers = _members(sessions)
+        leftovers = session_members(sessions)
         for process in leftovers:
             process.signal(signal.SIGKILL)
         wait_gone(leftovers, STOP_LIMIT)
@@ -257,7 +257,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _members(sessions: set[int]) -> list[Process]:
+def session_members(sessions: set[int]) -> list[Process]:
     """Return the living processes of these sessions."""
     found = []
     for entry in Path("/proc").iterdir():

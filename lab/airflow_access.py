@@ -17,6 +17,7 @@ import yaml
 from lab.airflow_settings import AirflowInstance
 from lab.cluster import Cluster
 from lab.config import PROJECT, LabConfig
+from lab.system.images import FETCH
 from lab.system.profiles import for_variant
 
 MAINTENANCE_NAMESPACE = "nephoran-maintenance"
@@ -31,6 +32,9 @@ SERVICE_ACCOUNTS = {
     "kubernetes_rollback": "rollback",
 }
 """Airflow connection to the ServiceAccount behind it."""
+
+MANIFESTS = (PROJECT / "deploy" / "rbac", PROJECT / "deploy" / "rbac" / "optional" / "vantage-point.yaml")
+"""What is applied; of the optional rights only those that the lab's profile uses."""
 
 TOKEN_LIFETIME = timedelta(days=30)
 """As long as a lab may stay up; `python -m lab.airflow connect` issues new ones."""
@@ -52,7 +56,8 @@ def grant_access(
     """
     cluster = Cluster(config)
     progress("Airflow: ServiceAccounts and their permissions")
-    cluster.kubectl("apply", "--server-side", "--filename", str(PROJECT / "deploy" / "rbac"))
+    for manifests in MANIFESTS:
+        cluster.kubectl("apply", "--server-side", "--filename", str(manifests))
     instance.home.mkdir(parents=True, exist_ok=True)
     instance.write_connections(connections(config, lambda account: issue_token(cluster, account)))
     if instance.profile is not None:
@@ -127,11 +132,12 @@ def _http(url: str, password: str | None = None) -> dict[str, Any]:
     return connection
 
 
-def write_profile(config: LabConfig, path: Path, variant: str = "standard") -> None:
+def write_profile(config: LabConfig, path: Path, variant: str = "standard", gate: str = "off") -> None:
     """Write the product's own profile with the addresses and the shape of this lab in it."""
     profile = yaml.safe_load((PROJECT / "include" / "profiles" / "nephoran.yaml").read_text(encoding="utf-8"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(for_lab(for_variant(profile, variant), config), sort_keys=False), encoding="utf-8")
+    changed = for_lab(for_variant(profile, variant, gate), config)
+    path.write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
 
 
 def for_lab(profile: Mapping[str, Any], config: LabConfig) -> dict[str, Any]:
@@ -145,6 +151,7 @@ def for_lab(profile: Mapping[str, Any], config: LabConfig) -> dict[str, Any]:
             dependency["url"] = f"{config.llm_provider_url}/v1/models"
     # The probe is sent from outside the cluster, where the Service's name means nothing.
     changed["probe"]["url"] = f"{config.llm_processor_url}/process"
+    changed["vantage_point"] = {"image": f"{config.registry}/{':'.join(FETCH)}"}
     changed["registry"] = {"plain_http": True}
     changed["reports"]["bucket"] = REPORTS_BUCKET
     return changed

@@ -36,6 +36,7 @@ class AirflowInstance:
     plugins_folder: Path = PROJECT / "plugins"
     profile: Path | None = None
     parallelism: int = 6
+    heartbeat_timeout_seconds: int = 300
 
     @property
     def url(self) -> str:
@@ -100,6 +101,8 @@ class AirflowInstance:
                 # The sweep that ends deferrals past their time; 15 s would be added to every deadline.
                 "trigger_timeout_check_interval": "2",
                 "scheduler_health_check_threshold": "60",
+                # A task whose process was killed counts as running for so long.
+                "task_instance_heartbeat_timeout": str(self.heartbeat_timeout_seconds),
             },
             "workers": {
                 # With the default of 5 s one deferred task in twelve whose trigger fires at once is failed falsely:

@@ -24,6 +24,9 @@ var components = map[string]func(Settings) error{
 }
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == "fetch" {
+		os.Exit(fetch(os.Args[2]))
+	}
 	if len(os.Args) < 2 || components[os.Args[1]] == nil {
 		names := make([]string, 0, len(components))
 		for name := range components {

@@ -50,8 +50,18 @@ func runRagAPI(settings Settings) error {
 		answer.RagVersion = settings.Version
 		writeJSON(writer, status, answer)
 	}
-	server.Handle("POST /process", process)
-	server.Handle("POST /process_intent", process)
+	// Failures that this build makes itself must be in its own figures too.
+	work := func(writer http.ResponseWriter, request *http.Request) {
+		if server.failsThisTime() {
+			server.Metrics.Add("nephoran_rag_requests_total", "Queries by status.",
+				map[string]string{"endpoint": "process", "status": "500"}, 1)
+			writeError(writer, http.StatusInternalServerError, "internal error: index out of range")
+			return
+		}
+		process(writer, request)
+	}
+	server.Mux.HandleFunc("POST /process", work)
+	server.Mux.HandleFunc("POST /process_intent", work)
 	server.Mux.HandleFunc("GET /health", func(writer http.ResponseWriter, _ *http.Request) {
 		writeJSON(writer, http.StatusOK, map[string]string{"status": "healthy"})
 	})

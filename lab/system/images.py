@@ -8,6 +8,8 @@ A tag's behaviour is a variable in its image config, so that nothing but the ima
 * ``v2-flaky`` is good; the registry answers 503 to the pull of it that follows an arming of its proxy.
 * ``v2-missing`` is pushed nowhere.
 * Weaviate's ``v1-minor`` says that it is 1.40.0; only the label differs.
+
+``tools/fetch`` asks an address and prints the status: what the profile's vantage point runs.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ WEAVIATE_VERSION = "1.39.0"
 WEAVIATE_NEXT_MINOR = "1.40.0"
 GOOD_TAGS = ("v1", "v2", "v3")
 MISBEHAVIOURS = ("crash", "never-ready", "errors", "slow-start")
+FETCH = ("tools/fetch", "v1")
 TAG_LABEL = "maintenance.nephoran.com/tag"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
@@ -101,6 +104,8 @@ def _images(standin: Path, weaviate: Path) -> Iterator[tuple[str, str, oci.OciIm
     for component in (*(name for name in COMPONENTS if name != WEAVIATE), "sidecar"):
         for tag, behaviour in behaviours(component).items():
             yield repository(component), tag, _standin_image(base, component, tag, behaviour)
+    name, tag = FETCH
+    yield name, tag, oci.build_image([base], entrypoint=["/bin/standin", "fetch"], user="65532:65532")
     certificates = {"/etc/ssl/certs/ca-certificates.crt": CERTIFICATES} if CERTIFICATES.exists() else {}
     database = oci.build_layer({"/bin/weaviate": weaviate, **certificates}, directories=_FOLDERS)
     for tag, behaviour in behaviours(WEAVIATE).items():

@@ -8,12 +8,28 @@ from typing import Any
 
 from lab.system.variants import WEAVIATE, Probe, Timing, variant_named
 
+GATES: dict[str, dict[str, float]] = {
+    "off": {"duration_seconds": 0},
+    # With a scrape every 2 s: five in each window, and four intervals until a sample is stale.
+    "short": {
+        "interval_seconds": 4,
+        "duration_seconds": 32,
+        "minimum_samples": 8,
+        "extension_seconds": 16,
+        "window_seconds": 10,
+    },
+    "real": {},
+}
+"""What of the product's gates is changed. Off is the rule in the lab: each costs its whole duration."""
 
-def for_variant(profile: Mapping[str, Any], variant: str) -> dict[str, Any]:
+
+def for_variant(profile: Mapping[str, Any], variant: str, gate: str = "off") -> dict[str, Any]:
     """Return the profile with the policies, workloads and counts of a variant; addresses stay as they are.
 
     The policies carry the variant's own timing, so on ``fast`` no policy is left to roll out, and on ``no-policy`` the
     one to roll out is fast.
+
+    :param gate: ``off``, ``short`` or ``real``: how long metrics are judged after each component.
     """
     shape = variant_named(variant)
     changed: dict[str, Any] = copy.deepcopy(dict(profile))
@@ -27,6 +43,7 @@ def for_variant(profile: Mapping[str, Any], variant: str) -> dict[str, Any]:
             component["container"] = shape.container_name(name)
             component.get("health", {}).get("http", {}).pop("port", None)
     changed["rollout"]["progress_deadline_seconds"] = shape.timing.progress_deadline_seconds
+    changed["gate"] |= GATES[gate]
     changed["known_objects"]["count"] = shape.knowledge_objects
     return changed
 

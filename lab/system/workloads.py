@@ -80,6 +80,8 @@ def guards(variant: Variant) -> list[Manifest]:
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
             "minReplicas": 2,
             "maxReplicas": 4,
+            # It follows a new lower bound at once; the default looks back for five minutes.
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}},
             "metrics": [
                 {
                     "type": "Resource",

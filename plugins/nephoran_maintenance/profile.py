@@ -20,6 +20,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Name = str
 WorkloadKind = Literal["Deployment", "StatefulSet", "DaemonSet"]
+GateMetric = Literal["error_ratio", "latency_p95"]
 
 
 class Part(BaseModel):
@@ -83,7 +84,7 @@ class Component(Part):
     policy: str = "stateless"
     health: Health = Health()
     needs: tuple[str, ...] = ()
-    gate: tuple[str, ...] = ()
+    gate: tuple[GateMetric, ...] = ()
     criticality: Literal["must", "may fail"] = "must"
     upgrade_by_default: bool = True
 
@@ -160,6 +161,13 @@ class Dependency(Part):
     reachable: tuple[int, ...] = (200,)
 
 
+class VantagePoint(Part):
+    """What asks the dependencies from inside the system's namespace: an image with a program that prints a status."""
+
+    image: str
+    command: tuple[str, ...] = ()
+
+
 class Category(Part):
     window: Literal["any", "daily", "weekly", "monthly", "quarterly"]
     approval: Literal["none", "one", "two"]
@@ -177,6 +185,38 @@ class Rollout(Part):
     @property
     def progress_deadline(self) -> timedelta:
         return timedelta(seconds=self.progress_deadline_seconds)
+
+
+class Gate(Part):
+    """How the metrics of a changed component are judged: docs/reference/gates.md says where each default comes from."""
+
+    error_ratio_limit: float = Field(0.05, gt=0, lt=1)
+    latency_p95_limit_seconds: float = Field(5, gt=0, le=600)
+    interval_seconds: float = Field(15, gt=0, le=300)
+    duration_seconds: float = Field(300, ge=0, le=7200)
+    minimum_samples: int = Field(20, ge=2, le=1000)
+    extension_seconds: float = Field(120, ge=0, le=3600)
+    window_seconds: int = Field(60, ge=1, le=3600)
+    minimum_requests: int = Field(150, ge=1)
+    baseline_seconds: int = Field(900, ge=1, le=86400)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Gate:
+        if self.off:
+            return self
+        if self.window_seconds < self.interval_seconds:
+            raise ValueError("window_seconds is shorter than interval_seconds: requests in between would not be seen")
+        if self.minimum_samples > self.longest_seconds / self.interval_seconds + 1:
+            raise ValueError("duration_seconds and extension_seconds leave no time for minimum_samples")
+        return self
+
+    @property
+    def off(self) -> bool:
+        return self.duration_seconds == 0
+
+    @property
+    def longest_seconds(self) -> float:
+        return self.duration_seconds + self.extension_seconds
 
 
 class LeaseSettings(Part):
@@ -243,8 +283,10 @@ class SystemProfile(Part):
     known_objects: KnownObjects | None = None
     intents: Intents
     dependencies: tuple[Dependency, ...] = ()
+    vantage_point: VantagePoint | None = None
     probe: ProbeSettings | None = None
     rollout: Rollout = Rollout()
+    gate: Gate = Gate()
     lease: LeaseSettings = LeaseSettings()
     journals: Journals = Journals()
     recovery: Recovery = Recovery()

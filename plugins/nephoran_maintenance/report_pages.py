@@ -23,6 +23,7 @@ from nephoran_maintenance.settings import PROJECT_ROOT, report_folder, reports_r
 
 PROCEDURE = r"^[a-z][a-z0-9_]{0,127}$"
 OPERATION = r"^[a-z0-9][a-z0-9-]{0,50}[a-z0-9]$"
+GATE_SAMPLES = r"^gate-samples(-[a-z0-9]([-a-z0-9]*[a-z0-9])?)?\.jsonl$"
 NEWEST = 50
 """How many operations the list shows: each costs one read of its report."""
 
@@ -66,6 +67,7 @@ def permitted_procedures(user: GetUserDep) -> set[str]:
 # Airflow's check reads the path parameter of this very name.
 DagId = Annotated[str, Path(pattern=PROCEDURE)]
 Operation = Annotated[str, Path(pattern=OPERATION)]
+GateSamples = Annotated[str, Path(pattern=GATE_SAMPLES)]
 Permitted = Annotated[set[str], Depends(permitted_procedures)]
 
 
@@ -99,6 +101,12 @@ def show_data(dag_id: DagId, operation: Operation) -> Response:
 def show_samples(dag_id: DagId, operation: Operation) -> Response:
     """Serve every request that the probe sent, one JSON object a line."""
     return Response(content_of(dag_id, operation, "probe-samples.jsonl"), media_type="application/x-ndjson")
+
+
+@app.get("/reports/{dag_id}/{operation}/{name}", dependencies=[Depends(may_read_report)])
+def show_gate_samples(dag_id: DagId, operation: Operation, name: GateSamples) -> Response:
+    """Serve every sample that a metric gate has judged, one JSON object a line."""
+    return Response(content_of(dag_id, operation, name), media_type="application/x-ndjson")
 
 
 def content_of(procedure: str, operation: str, name: str) -> bytes:

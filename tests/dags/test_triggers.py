@@ -59,7 +59,9 @@ def round_trip(cls: type[BaseTrigger]) -> None:
 
 
 def test_all_triggers_are_found() -> None:
-    assert {"RolloutTrigger", "ProbeTrigger", "IntentTrigger", "AbsenceTrigger"} <= {cls.__name__ for cls in TRIGGERS}
+    assert {"RolloutTrigger", "ProbeTrigger", "GateTrigger", "IntentTrigger", "AbsenceTrigger"} <= {
+        cls.__name__ for cls in TRIGGERS
+    }
 
 
 @pytest.mark.parametrize("cls", TRIGGERS)

@@ -97,10 +97,10 @@ class Upgrades:
         self.airflow = airflow
         self.client = airflow.client()
 
-    def prepare(self, variant: str = VARIANT, versions: Mapping[str, str] | None = None) -> None:
-        """Put the system back to v1 of a variant, and the profile to the same."""
+    def prepare(self, variant: str = VARIANT, versions: Mapping[str, str] | None = None, *, gate: str = "off") -> None:
+        """Put the system back to v1 of a variant, and the profile to the same; ``gate`` as ``for_variant`` has it."""
         deployment.reset(self.lab.config, variant, versions)
-        write_profile(self.lab.config, self.lab.config.home / "profile.yaml", PROFILE_OF.get(variant, variant))
+        write_profile(self.lab.config, self.lab.config.home / "profile.yaml", PROFILE_OF.get(variant, variant), gate)
 
     def run(self, dag_id: str = "rolling_upgrade", **params: Any) -> Run:
         """Run a procedure to its end and return how it went."""

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lab.airflow_access import REPORTS_BUCKET, connections, issue_token, kubeconfig, write_profile
-from lab.config import PROJECT
+from lab.airflow_access import MANIFESTS, REPORTS_BUCKET, connections, issue_token, kubeconfig, write_profile
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.hooks.async_cluster import AsyncClusterHook
 from nephoran_maintenance.hooks.cluster import ClusterHook
@@ -27,6 +26,7 @@ from nephoran_maintenance.triggers.base import PollingTrigger
 from nephoran_maintenance.triggers.condition import WeaviateNodeTrigger
 from nephoran_maintenance.triggers.probe import ProbeTrigger, read_samples
 from nephoran_maintenance.triggers.rollout import RolloutTrigger
+from tests.lab.conftest import VARIANT
 
 if TYPE_CHECKING:
     from conftest import Lab
@@ -38,9 +38,10 @@ SYSTEM = "nephoran-system"
 @pytest.fixture(scope="module")
 def access(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SystemProfile]:
     """Give this process the connections that the lab's Airflow gets, and return the lab's profile."""
-    lab.kubectl("apply", "--server-side", "--filename", str(PROJECT / "deploy" / "rbac"))
+    for manifests in MANIFESTS:
+        lab.kubectl("apply", "--server-side", "--filename", str(manifests))
     path = tmp_path_factory.mktemp("profile") / "profile.yaml"
-    write_profile(lab.config, path)
+    write_profile(lab.config, path, VARIANT)
     with pytest.MonkeyPatch.context() as monkeypatch:
         found = connections(lab.config, lambda account: issue_token(lab.cluster, account))
         for name, connection in found.items():

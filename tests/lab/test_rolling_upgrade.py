@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
+from lab.registry_proxy import ADMIN_PATH
+from lab.system import deployment
 from lab.system.images import delete_tag, push_all, push_fresh
 
 if TYPE_CHECKING:
@@ -105,6 +108,69 @@ def test_image_that_vanishes_between_plan_and_pull_is_named_and_undone(upgrades:
     assert "image-pull" in error
     assert report["overall"] == "rolled-back"
     assert upgrades.specs() == before
+
+
+def test_one_503_of_the_registry_and_a_slow_start_are_only_delays(upgrades: Upgrades) -> None:
+    upgrades.prepare()
+    config = upgrades.lab.config
+    push_fresh(config, "rag-api", "v2-flaky")
+    arm = f"http://{config.registry}{ADMIN_PATH}?repository=nephoran/rag-api&reference=v2-flaky&count=1"
+    httpx.put(arm, trust_env=False).raise_for_status()
+    try:
+        run = upgrades.run(
+            mode="apply",
+            version="v2",
+            components=["rag-api", "nephio-bridge", "operator"],
+            images={"rag-api": "v2-flaky", "nephio-bridge": "v2-slow-start"},
+        )
+        left = httpx.get(f"http://{config.registry}{ADMIN_PATH}", trust_env=False).json()
+    finally:
+        httpx.delete(f"http://{config.registry}{ADMIN_PATH}", trust_env=False)
+        push_all(config)
+    assert run.state == "success", run.explain()
+    assert [failure["left"] for failure in left] == [0], "the kubelet never met the 503"
+    assert [component["name"] for component in run.report["components"]] == ["rag-api", "nephio-bridge", "operator"]
+    assert run.report["components"][1]["seconds"] > 20
+    assert run.report["probe"]["failed"] == 0, run.report["probe"]["failures"]
+
+
+def test_weaviate_that_never_gets_ready_goes_back_ordinal_by_ordinal(upgrades: Upgrades) -> None:
+    """Its controller would wait for the broken pod for ever, also after the template is back (kubernetes#67250)."""
+    upgrades.prepare()
+    before = upgrades.specs()
+    run = upgrades.run(
+        mode="apply", version="v2", components=["weaviate", "rag-api"], images={"weaviate": "v2-never-ready"}
+    )
+    assert run.state == "failed"
+    assert run.report["overall"] == "rolled-back", run.explain()
+    assert [row["component"] for row in run.report["rollback"]] == ["weaviate"]
+    assert run.steps["components.rag_api.apply_image"] != "success"
+    assert run.report["probe"]["failed"] == 0, run.report["probe"]["failures"]
+    assert upgrades.specs() == before
+    assert all(found["ready"] == found["desired"] for found in deployment.status(upgrades.lab.config).values())
+
+
+def test_an_autoscaler_that_moves_a_full_quota_and_a_reconciler_block(upgrades: Upgrades) -> None:
+    upgrades.prepare()
+    lab, where = upgrades.lab, "--namespace=nephoran-system"
+    pods = lab.get("pods", namespace="nephoran-system")["items"]
+    running = sum(pod["status"]["phase"] == "Running" for pod in pods)
+    lab.kubectl("create", "quota", "full", f"--hard=pods={running}", where)
+    lab.kubectl("patch", "hpa", "rag-api", where, "--patch", '{"spec": {"minReplicas": 3}}')
+    tracked = "argocd.argoproj.io/tracking-id"
+    lab.kubectl("annotate", "deployment", "nephio-bridge", where, f"{tracked}=system:apps/Deployment:nephio-bridge")
+    try:
+        lab.kubectl("wait", "hpa/rag-api", where, "--for=jsonpath={.status.desiredReplicas}=3", "--timeout=90s")
+        run = upgrades.run("preflight")
+    finally:
+        lab.kubectl("delete", "quota", "full", where)
+        lab.kubectl("annotate", "deployment", "nephio-bridge", where, f"{tracked}-")
+        lab.kubectl("patch", "hpa", "rag-api", where, "--patch", '{"spec": {"minReplicas": 2}}')
+    assert run.report["overall"] == "not-ready"
+    blocking = {finding["object"] for finding in run.report["findings"] if finding["severity"] == "block"}
+    assert {"HorizontalPodAutoscaler/rag-api", "ResourceQuota/full"} <= blocking
+    assert "nephio-bridge (Deployment/nephio-bridge)" in blocking
+    assert "managed by Argo CD" in str(run.report["findings"])
 
 
 def test_rolls_the_policy_out_first_and_says_what_that_means(upgrades: Upgrades) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from tests.unit.fake_prometheus import FakePrometheus, nothing
 from tests.unit.hooks.fake_servers import FakeCluster, Received, Reply, status_object
 
 JsonObject = dict[str, Any]
@@ -23,6 +24,7 @@ APPS = f"/apis/apps/v1/namespaces/{SYSTEM}"
 PODS = f"/api/v1/namespaces/{SYSTEM}/pods"
 LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{OWN}/leases"
 JOURNALS = f"/api/v1/namespaces/{OWN}/configmaps"
+JOB_LABEL = "batch.kubernetes.io/job-name"
 INTENT_GROUPS = ("intent.nephoran.com", "nephoran.com")
 PLURALS = {"Deployment": "deployments", "StatefulSet": "statefulsets", "DaemonSet": "daemonsets"}
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
@@ -49,7 +51,8 @@ class SystemCluster(FakeCluster):
 
     ``behaviour`` says by tag what an image does: ``crash``, ``pull`` (it can't be pulled), ``unhealthy`` (Ready, but its
     health check answers 500); every other tag is good. ``digests`` says by image what its name leads to. ``denied`` holds
-    pairs of verb and resource that the account may not. ``before`` is called with each request before it is answered.
+    pairs of verb and resource that the account may not. ``job_says`` is the log of every Job. ``before`` is called with
+    each request before it is answered.
     """
 
     def __init__(self, registry: str) -> None:
@@ -61,6 +64,7 @@ class SystemCluster(FakeCluster):
         self.before: Callable[[Received], None] = lambda request: None
         self.intent_phase = "Deployed"
         self.keep_intents = False
+        self.job_says = "401\n"
         self.made = 0
         self.accepted: list[Received] = []
         """The writes that were done; one that met another write is not among them."""
@@ -193,6 +197,8 @@ class SystemCluster(FakeCluster):
                 (self._roll_stateful if found["kind"] == "StatefulSet" else self._roll)(copy.deepcopy(found))
             elif "/networkintents/" in path and not found.get("status"):
                 self.put(path.rpartition("/")[0], {**found, "status": {"phase": self.intent_phase}})
+            elif "/jobs/" in path and not found.get("status"):
+                self._end(path.rpartition("/")[0], found)
         self._at_rest = self.version if self.version == before else -1
 
     def _roll(self, workload: JsonObject) -> None:
@@ -336,6 +342,22 @@ class SystemCluster(FakeCluster):
         event |= {"reason": reason, "message": message, "count": 2, **stamps}
         self.put(f"/api/v1/namespaces/{SYSTEM}/events", event)
 
+    def _end(self, jobs: str, job: JsonObject) -> None:
+        """Let a Job's only pod run to its end."""
+        name, template = job["metadata"]["name"], job["spec"]["template"]
+        labels = {**template["metadata"]["labels"], JOB_LABEL: name}
+        ended = {"name": template["spec"]["containers"][0]["name"], "state": {"terminated": {"exitCode": 0}}}
+        self.put(
+            PODS,
+            {
+                "kind": "Pod",
+                "metadata": {"name": f"{name}-x", "namespace": SYSTEM, "labels": labels},
+                "spec": {**template["spec"], "nodeName": "node-1"},
+                "status": {"phase": "Pending", "conditions": [], "containerStatuses": [ended]},
+            },
+        )
+        self.put(jobs, {**job, "status": {"conditions": [{"type": "Complete", "status": "True"}]}})
+
     def _stop(self, pod: JsonObject) -> None:
         self.version += 1
         del self.objects[f"{PODS}/{pod['metadata']['name']}"]
@@ -375,10 +397,16 @@ class SystemCluster(FakeCluster):
 
     def _get(self, request: Received) -> Reply:
         folder, _, name = request.path.rpartition("/")
-        kinds = (*PLURALS.values(), "configmaps", "networkintents", "leases")
+        kinds = (*PLURALS.values(), "configmaps", "networkintents", "jobs", "leases")
         if request.path not in self.objects and folder.rpartition("/")[2] in kinds:
             return status_object(404, "NotFound", f'"{name}" not found')
         return super()._get(request)
+
+    def _log(self, request: Received) -> Reply:
+        pod = self.objects.get(request.path.removesuffix("/log"), {"metadata": {}})
+        if JOB_LABEL in pod["metadata"].get("labels", {}):
+            return Reply(200, self.job_says, {"Content-Type": "text/plain"})
+        return super()._log(request)
 
     def _patch(self, request: Received) -> Reply:
         stored = self.objects.get(request.path)
@@ -467,10 +495,10 @@ def _strategic(old: Any, new: Any) -> Any:
 
 
 class Outside:
-    """The registry, Weaviate, the LLM provider and the entrance of the system, told apart by path.
+    """The registry, Weaviate, the LLM provider, Prometheus and the entrance of the system, told apart by path.
 
     ``tags`` holds the digests by ``repository:tag``; one that is missing is not in the registry. ``labels`` are those of
-    every image. ``down`` holds the first path segments that answer 503.
+    every image. ``down`` holds the first path segments that answer 503, ``missing`` ids of objects that Weaviate lacks.
     """
 
     def __init__(self) -> None:
@@ -480,6 +508,8 @@ class Outside:
         self.llm_status = 401
         self.down: set[str] = set()
         self.missing_object = False
+        self.missing: set[str] = set()
+        self.prometheus = FakePrometheus(nothing)
 
     def __call__(self, request: Received) -> Reply:
         path = request.path
@@ -487,6 +517,8 @@ class Outside:
             return Reply(503, "down for maintenance")
         if path.startswith("/v2/"):
             return self._registry(path)
+        if path == "/api/v1/query":
+            return self.prometheus(request)
         if path == "/v1/models":
             return Reply(self.llm_status, {})
         if path == "/v1/meta":
@@ -496,7 +528,8 @@ class Outside:
         if path == "/v1/nodes":
             return Reply(200, {"nodes": [{"status": "HEALTHY"}] * 3})
         if path.startswith("/v1/objects/"):
-            return Reply(404, {}) if self.missing_object else Reply(200, {"id": path.rpartition("/")[2]})
+            gone = self.missing_object or path.rpartition("/")[2] in self.missing
+            return Reply(404, {}) if gone else Reply(200, {"id": path.rpartition("/")[2]})
         if path == "/process":
             asked = request.json["object_id"]
             return Reply(200, {"object_id": asked, "title": "unknown", "rag_version": "v1"})

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -30,8 +35,6 @@ def load_generator() -> ModuleType:
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     # Its dataclass looks itself up by module name.
-    import sys
-
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
@@ -146,6 +149,40 @@ def test_every_key_of_the_profile_has_its_row_and_no_other_has_one() -> None:
 
     page = (PROJECT / "docs" / "reference" / "profile.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)) == set(profile_keys(SystemProfile))
+
+
+# -- gates ------------------------------------------------------------------------------------------------------------
+
+GATES_PAGE = PROJECT / "docs" / "reference" / "gates.md"
+
+
+def test_every_reason_for_an_unknown_gate_has_its_row() -> None:
+    from nephoran_maintenance.domain.gate import HINTS
+
+    unknown = GATES_PAGE.read_text(encoding="utf-8").partition("## Unknown")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `([^`]+)` \|", unknown, re.MULTILINE)) == set(HINTS)
+
+
+def test_the_command_that_replays_a_verdict_works(tmp_path: Path) -> None:
+    from datetime import UTC, datetime
+
+    from nephoran_maintenance.domain.gate import Recording, head_line
+    from nephoran_maintenance.profile import Gate
+
+    recording = Recording("rag-api", ("error_ratio",), Gate(), datetime(2026, 11, 23, tzinfo=UTC))
+    (tmp_path / "gate-samples-rag-api.jsonl").write_text(json.dumps(head_line(recording)), encoding="utf-8")
+    (line,) = [line for document, line in commands() if document == GATES_PAGE]
+    environment, program, flag, code, name = shlex.split(line)
+    assert (environment, program, flag) == ("PYTHONPATH=plugins", ".venv/bin/python", "-c")
+    found = subprocess.run(
+        [sys.executable, "-c", code, name],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT / "plugins")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout == "None\n", "without a sample there is no verdict yet"
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ def report(operation: str = OPERATION, **facts: Any) -> dict[str, Any]:
         "components": [],
         "functional_test": [],
         "probe": PROBE,
+        "gates": [],
         "rollback": [],
         "findings": [],
         "failed_steps": [],
@@ -63,7 +64,8 @@ def write(root: Path, operation: str = OPERATION, procedure: str = PROCEDURE, **
     folder.mkdir(parents=True)
     (folder / "report.json").write_text(json.dumps(report(operation, **facts)))
     (folder / "report.html").write_text(render(report(operation, **facts)))
-    (folder / "probe-samples.jsonl").write_text('{"ok": true}\n')
+    for name in ("probe-samples", "gate-samples", "gate-samples-rag-api"):
+        (folder / f"{name}.jsonl").write_text('{"ok": true}\n')
 
 
 class Store:
@@ -116,7 +118,9 @@ async def get(path: str, method: str = "GET") -> httpx.Response:
 
 
 @pytest.mark.parametrize(
-    "path", ["/reports/", ADDRESS, f"{ADDRESS}report.json", f"{ADDRESS}probe-samples.jsonl"], ids=str
+    "path",
+    ["/reports/", ADDRESS, f"{ADDRESS}report.json", f"{ADDRESS}probe-samples.jsonl", f"{ADDRESS}gate-samples.jsonl"],
+    ids=str,
 )
 async def test_refuses_whoever_is_not_logged_in(root: Path, path: str) -> None:
     write(root)
@@ -145,7 +149,8 @@ async def test_serves_a_report_with_its_data_beside_it(root: Path, logged_in: No
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "Every planned change is in place" in page.text
     assert (await get(f"{ADDRESS}report.json")).json()["operation_id"] == OPERATION
-    assert (await get(f"{ADDRESS}probe-samples.jsonl")).json() == {"ok": True}
+    for name in ("probe-samples", "gate-samples", "gate-samples-rag-api"):
+        assert (await get(f"{ADDRESS}{name}.jsonl")).json() == {"ok": True}
 
 
 async def test_serves_no_script_and_forbids_all(root: Path, logged_in: None) -> None:
@@ -170,6 +175,8 @@ async def test_serves_no_script_and_forbids_all(root: Path, logged_in: None) -> 
         "/reports/rolling_upgrade/a%0a/",
         "/reports/Rolling.Upgrade/operation-1/",
         f"{ADDRESS}report.html",
+        f"{ADDRESS}gate-samples-..%2f..%2fpasswords.jsonl",
+        f"{ADDRESS}gate-samples-.jsonl",
         f"{ADDRESS}..%2f..%2f..%2fairflow.cfg",
     ],
     ids=str,

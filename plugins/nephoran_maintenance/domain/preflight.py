@@ -418,6 +418,23 @@ def check_dependency(name: str, observed: str, reachable: bool, expected: str, v
     return Finding("dependencies", "block", name, seen, expected, f"Look at {name} and at the network between.")
 
 
+def check_gate_series(component: str, pods: int) -> Finding:
+    """A component with a gate must have series, or its gate will be *unknown* and the change be taken back.
+
+    :param pods: how many pods Prometheus has series of.
+    """
+    if pods:
+        return Finding("gates", "pass", component, f"series of {pods} pods", "series for its gate")
+    return Finding(
+        "gates",
+        "warn",
+        component,
+        "Prometheus has no series of it: its gate would be unknown, and the change taken back",
+        "series for its gate",
+        "Look at Prometheus' targets; a component without Prometheus metrics must have no gate in the profile.",
+    )
+
+
 def check_backup_age() -> Finding:
     """Until backups exist as a procedure of this product, say that none was checked."""
     return Finding(

@@ -67,6 +67,7 @@ def build_report(
     functional_test: Sequence[Mapping[str, Any]] = (),
     probe: Mapping[str, Any] | None = None,
     probe_expected: bool = False,
+    gates: Sequence[Mapping[str, Any]] = (),
     rollback: Sequence[Mapping[str, Any]] = (),
     findings: Sequence[Mapping[str, Any]] = (),
     failed_steps: Sequence[Mapping[str, Any]] = (),
@@ -78,6 +79,8 @@ def build_report(
     ``[{name, result, image_before, image_after, digest_before, digest_after, ready, desired, seconds, health, policy}]``.
 
     :param health: by component, what its last step has measured.
+    :param gates: ``[{"after", "component", "state", "reason", "message", "figures", "findings", "hint", "samples"}]``; the
+        state of one that has no verdict is ``off`` or *not measured*.
     :param recovery: what a recovery found, decided and did; see :func:`recovery_facts`.
     :param probe_expected: whether a probe was to run; without its result the probe's figures read *not measured*.
     """
@@ -100,6 +103,7 @@ def build_report(
         "components": _components(plan, journal, health or {}),
         "functional_test": list(functional_test),
         "probe": dict(probe) if probe else None,
+        "gates": [dict(gate) for gate in gates],
         "rollback": list(rollback),
         "findings": [{**finding, "rank": RANK[finding["severity"]]} for finding in findings],
         "failed_steps": list(failed_steps),

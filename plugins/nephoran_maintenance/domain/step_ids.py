@@ -19,6 +19,7 @@ HOLD_LEASE = "hold_lease"
 RELEASE_LEASE = "release_lease"
 RECORD_BEFORE_STATE = "record_before_state"
 MEASURE_TRAFFIC = "measure_traffic"
+VERIFY_METRICS = "verify_metrics"
 VERIFY_COMPONENTS = "verify_components"
 REPORT_OPERATION = "report_operation"
 VERIFY_OUTCOME = "verify_outcome"
@@ -41,6 +42,11 @@ def change_step_ids(component: str, kind: str | None = None) -> list[str]:
     """Return the ids of the steps that change a component, in their order; of one kind of change when given."""
     prefix = f"{COMPONENTS_GROUP}.{identifier(component)}"
     return [f"{prefix}.{verb}_{k}" for k in CHANGE_KINDS if kind in (None, k) for verb in ("apply", "wait")]
+
+
+def gate_step_id(component: str) -> str:
+    """Return the id of the step that judges a component's metrics after its change."""
+    return f"{COMPONENTS_GROUP}.{identifier(component)}.{VERIFY_METRICS}"
 
 
 def unneeded_after(step_id: str | None, chain: Sequence[str], needed: Collection[str]) -> list[str]:

@@ -8,7 +8,7 @@ answers may go away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -112,6 +112,16 @@ def with_partition(strategy: JsonObject, partition: int) -> dict[str, Any]:
 def ordinal_of(pod: JsonObject) -> int:
     """Return the ordinal of a StatefulSet's pod, from its name."""
     return int(str(pod["metadata"]["name"]).rpartition("-")[2])
+
+
+def alive(pods: Iterable[JsonObject]) -> list[JsonObject]:
+    """Return the pods that count: an evicted pod stays in the list for ever, and one on its way out answers nobody."""
+    return [
+        pod
+        for pod in pods
+        if not pod["metadata"].get("deletionTimestamp")
+        and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+    ]
 
 
 def is_ready(pod: JsonObject) -> bool:

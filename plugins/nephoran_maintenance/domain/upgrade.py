@@ -202,6 +202,8 @@ def permissions_for(profile: SystemProfile, intent_groups: Sequence[str], *, cha
         {"verb": "get", "resource": "pods/proxy", "namespace": system},
         {"verb": "create", "resource": "pods/portforward", "namespace": system},
     ]
+    if profile.vantage_point is not None:
+        wanted += [{"verb": v, "group": "batch", "resource": "jobs", "namespace": system} for v in ("create", "delete")]
     if changing:
         wanted += [access for access in recovery_permissions_for(profile, intent_groups) if access not in wanted]
         wanted += [

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from nephoran_maintenance.domain.images import ImageReference, digest_of_image_id
-from nephoran_maintenance.domain.stepping import is_ready
+from nephoran_maintenance.domain.stepping import alive, is_ready
 from nephoran_maintenance.errors import PermanentError
 
 if TYPE_CHECKING:
@@ -45,16 +45,6 @@ def container_name(workload: Mapping[str, Any], component: Component) -> str:
         context={"component": component.name},
         hint="Name the container in the profile.",
     )
-
-
-def alive(pods: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the pods that count: an evicted pod stays in the list for ever, and one on its way out answers nobody."""
-    return [
-        pod
-        for pod in pods
-        if not pod["metadata"].get("deletionTimestamp")
-        and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
-    ]
 
 
 def pod_runs(pod: Mapping[str, Any], container: str, image: str) -> bool:

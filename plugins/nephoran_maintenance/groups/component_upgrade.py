@@ -1,17 +1,22 @@
-"""The upgrade of one component: its rolling-update policy first, then its image."""
+"""The upgrade of one component: its rolling-update policy first, then its image, then a look at its metrics."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import TaskGroup, TriggerRule
+from airflow.sdk import TaskGroup, TriggerRule, chain
 
-from nephoran_maintenance.domain.step_ids import CHANGE_KINDS, identifier
+from nephoran_maintenance.domain.step_ids import CHANGE_KINDS, VERIFY_METRICS, identifier
+from nephoran_maintenance.operators.base import StepOperator
 from nephoran_maintenance.operators.rollout import ApplyChangeOperator, WaitForChangeOperator
 from nephoran_maintenance.profile import Component
+from nephoran_maintenance.sensors.gate import MetricGateSensor
 
 DEFAULTS: dict[str, Any] = {"trigger_rule": TriggerRule.NONE_FAILED, "retry_delay": timedelta(seconds=2)}
+
+GATE_RETRIES: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=10)}
+"""A Prometheus that is away for half a minute is waited for."""
 
 
 def component_upgrade(component: Component, *, kubernetes_connection_id: str) -> TaskGroup:
@@ -22,27 +27,37 @@ def component_upgrade(component: Component, *, kubernetes_connection_id: str) ->
     with TaskGroup(
         identifier(component.name),
         group_display_name=component.name,
-        tooltip=f"Policy, then image of {component.name}",
+        tooltip=f"Policy, then image of {component.name}, then its metrics",
         default_args=DEFAULTS,  # type: ignore[arg-type]  # an unbound type variable in Airflow 3.3.2
     ) as group:
-        previous = None
+        steps: list[StepOperator] = []
         for kind in CHANGE_KINDS:
-            apply = ApplyChangeOperator(
-                task_id=f"apply_{kind}",
-                component=component.name,
-                change_kind=kind,
-                kubernetes_connection_id=kubernetes_connection_id,
-                retries=1,
+            steps.append(
+                ApplyChangeOperator(
+                    task_id=f"apply_{kind}",
+                    component=component.name,
+                    change_kind=kind,
+                    kubernetes_connection_id=kubernetes_connection_id,
+                    retries=1,
+                )
             )
-            wait = WaitForChangeOperator(
-                task_id=f"wait_{kind}",
-                component=component.name,
-                change_kind=kind,
-                kubernetes_connection_id=kubernetes_connection_id,
-                retries=2,
+            steps.append(
+                WaitForChangeOperator(
+                    task_id=f"wait_{kind}",
+                    component=component.name,
+                    change_kind=kind,
+                    kubernetes_connection_id=kubernetes_connection_id,
+                    retries=2,
+                )
             )
-            if previous:
-                previous >> apply
-            apply >> wait
-            previous = wait
+        if component.gate:
+            steps.append(
+                MetricGateSensor(
+                    task_id=VERIFY_METRICS,
+                    component=component.name,
+                    kubernetes_connection_id=kubernetes_connection_id,
+                    **GATE_RETRIES,
+                )
+            )
+        chain(*steps)
     return group

@@ -10,6 +10,7 @@ from airflow.sdk import TaskGroup, TriggerRule
 from nephoran_maintenance.domain.step_ids import PREFLIGHT_GROUP
 from nephoran_maintenance.operators.base import StepOperator
 from nephoran_maintenance.operators.checks import CHECKS, CheckIntentsOperator, CheckOperator
+from nephoran_maintenance.operators.dependencies import CheckDependenciesOperator
 from nephoran_maintenance.operators.readiness import DecideReadinessOperator
 
 DEFAULTS: dict[str, Any] = {"retries": 2, "retry_delay": timedelta(seconds=3)}
@@ -29,7 +30,10 @@ def preflight(*, kubernetes_connection_id: str) -> TaskGroup:
             )
             for subject in CHECKS
         ]
-        checks.append(CheckIntentsOperator(task_id="check_intents", kubernetes_connection_id=kubernetes_connection_id))
+        checks += [
+            CheckDependenciesOperator(task_id="check_dependencies", kubernetes_connection_id=kubernetes_connection_id),
+            CheckIntentsOperator(task_id="check_intents", kubernetes_connection_id=kubernetes_connection_id),
+        ]
         decide = DecideReadinessOperator(
             task_id="decide_readiness",
             kubernetes_connection_id=kubernetes_connection_id,

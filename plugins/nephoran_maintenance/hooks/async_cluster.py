@@ -25,7 +25,6 @@ from nephoran_maintenance.hooks.kubernetes_rest import (
     Request,
     Resource,
     cluster_settings,
-    events_about,
     list_items,
     moment_of_header,
     parse_json,
@@ -245,7 +244,3 @@ class AsyncClusterHook:
     async def pods_of(self, workload: JsonObject) -> JsonObjects:
         """Return the pods that a workload selects, of every revision."""
         return await self.list("Pod", workload["metadata"]["namespace"], workload["spec"]["selector"])
-
-    async def workload_events(self, workload: JsonObject, pods: JsonObjects) -> JsonObjects:
-        """Return the events about a workload, its ReplicaSets and these pods."""
-        return events_about(await self.list("Event", workload["metadata"]["namespace"]), workload, pods)

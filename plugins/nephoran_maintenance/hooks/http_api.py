@@ -89,7 +89,7 @@ def send(
                 auth=_keep_headers,
             )
         except requests.RequestException as error:
-            raise _no_answer(service, url, connection_id, error) from error
+            raise no_answer(service, url, connection_id, error) from error
     return HttpAnswer(response.status_code, response.headers, response.content)
 
 
@@ -138,7 +138,8 @@ def json_of(service: str, answer: HttpAnswer, action: str, url: str, connection_
         ) from error
 
 
-def _no_answer(service: str, url: str, connection_id: str | None, error: Exception) -> MaintenanceError:
+def no_answer(service: str, url: str, connection_id: str | None, error: Exception) -> MaintenanceError:
+    """Return the error for a request that was not answered: ``<service>-untrusted`` or ``<service>-unreachable``."""
     address = _address(url)
     text = excerpt(f"{type(error).__name__}: {error}")
     context = {"server": address, "connection": connection_id}

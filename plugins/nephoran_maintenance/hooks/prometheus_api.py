@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.hooks.connections import read_connection
-from nephoran_maintenance.hooks.http_api import DEFAULT_TIMEOUT, base_url_of, json_of, send, unexpected
+from nephoran_maintenance.hooks.http_api import (
+    DEFAULT_TIMEOUT,
+    HttpAnswer,
+    base_url_of,
+    json_of,
+    send,
+    unexpected,
+)
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
 
 SERVICE = "Prometheus"
+QUERY_PATH = "/api/v1/query"
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,15 @@ class Series:
         return self.samples[-1][1]
 
 
+@dataclass(frozen=True)
+class Access:
+    """Where a Prometheus is, and what to send with each request."""
+
+    base_url: str
+    headers: Mapping[str, str]
+    secrets: tuple[str, ...]
+
+
 class PrometheusHook:
     """Ask one Prometheus.
 
@@ -40,66 +61,41 @@ class PrometheusHook:
         self.timeout = timeout
 
     @cached_property
-    def _access(self) -> tuple[str, dict[str, str], tuple[str, ...]]:
-        import base64
-
-        connection = read_connection(self.connection_id)
-        headers: dict[str, str] = {}
-        if connection.login and connection.password:
-            pair = base64.b64encode(f"{connection.login}:{connection.password}".encode()).decode()
-            headers["Authorization"] = f"Basic {pair}"
-        elif connection.password:
-            headers["Authorization"] = f"Bearer {connection.password}"
-        return base_url_of(connection, 9090), headers, (connection.password,) if connection.password else ()
+    def _access(self) -> Access:
+        return access_of(read_connection(self.connection_id))
 
     def _get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
-        base_url, headers, secrets = self._access
+        access = self._access
         answer = send(
             SERVICE,
             "GET",
-            base_url + path,
+            access.base_url + path,
             connection_id=self.connection_id,
-            headers=headers,
+            headers=access.headers,
             query=query,
             timeout=self.timeout,
         )
-        if answer.status in (400, 422):
-            error = json_of(SERVICE, answer, path, base_url, self.connection_id).get("error", "")
-            raise PermanentError(
-                "prometheus-query-invalid",
-                f"Prometheus refused a query: {error}",
-                context={"query": (query or {}).get("query", ""), "connection": self.connection_id},
-                hint="Correct the PromQL expression.",
-            )
-        if not 200 <= answer.status <= 299:
-            raise unexpected(SERVICE, answer, path, base_url, self.connection_id, secrets)
-        return json_of(SERVICE, answer, path, base_url, self.connection_id)["data"]
+        return data_of(answer, path, query or {}, access, self.connection_id)
 
     def ready(self) -> bool:
         """Return whether Prometheus says that it is ready.
 
         :raises TransientError: ``prometheus-unreachable``.
         """
-        base_url, headers, _ = self._access
+        access = self._access
         answer = send(
             SERVICE,
             "GET",
-            base_url + "/-/ready",
+            access.base_url + "/-/ready",
             connection_id=self.connection_id,
-            headers=headers,
+            headers=access.headers,
             timeout=self.timeout,
         )
         return answer.status == 200
 
     def query(self, promql: str, at: datetime | None = None) -> list[Series]:
         """Return the value of each series of an expression at one moment, or now. No series means no data, not zero."""
-        query = {"query": promql}
-        if at is not None:
-            query["time"] = f"{at.timestamp():.3f}"
-        data = self._get("/api/v1/query", query)
-        if data["resultType"] in ("scalar", "string"):
-            return [Series({}, [_sample(data["result"])])]
-        return [Series(entry["metric"], [_sample(entry["value"])]) for entry in data["result"]]
+        return series_of(self._get(QUERY_PATH, query_of(promql, at)))
 
     def query_range(self, promql: str, start: datetime, end: datetime, step: timedelta) -> list[Series]:
         """Return the values of each series of an expression between two moments."""
@@ -115,6 +111,53 @@ class PrometheusHook:
     def targets(self) -> list[dict[str, Any]]:
         """Return the active scrape targets with their health and last error."""
         return list(self._get("/api/v1/targets", {"state": "active"})["activeTargets"])
+
+
+def access_of(connection: Connection) -> Access:
+    """Return the access that an Airflow connection of type ``http`` gives.
+
+    :raises PermanentError: ``connection-invalid``.
+    """
+    headers: dict[str, str] = {}
+    if connection.login and connection.password:
+        pair = base64.b64encode(f"{connection.login}:{connection.password}".encode()).decode()
+        headers["Authorization"] = f"Basic {pair}"
+    elif connection.password:
+        headers["Authorization"] = f"Bearer {connection.password}"
+    secrets = (connection.password,) if connection.password else ()
+    return Access(base_url_of(connection, 9090), headers, secrets)
+
+
+def query_of(promql: str, at: datetime | None) -> dict[str, str]:
+    """Return the parameters of an instant query."""
+    return {"query": promql} if at is None else {"query": promql, "time": f"{at.timestamp():.3f}"}
+
+
+def data_of(answer: HttpAnswer, path: str, query: Mapping[str, str], access: Access, connection_id: str | None) -> Any:
+    """Return the data in an answer.
+
+    :raises PermanentError: ``prometheus-query-invalid``, ``prometheus-unauthorized``, ``prometheus-rejected``,
+        ``not-found``.
+    :raises TransientError: ``prometheus-unavailable``.
+    """
+    if answer.status in (400, 422):
+        error = json_of(SERVICE, answer, path, access.base_url, connection_id).get("error", "")
+        raise PermanentError(
+            "prometheus-query-invalid",
+            f"Prometheus refused a query: {error}",
+            context={"query": query.get("query", ""), "connection": connection_id},
+            hint="Correct the PromQL expression.",
+        )
+    if not 200 <= answer.status <= 299:
+        raise unexpected(SERVICE, answer, path, access.base_url, connection_id, access.secrets)
+    return json_of(SERVICE, answer, path, access.base_url, connection_id)["data"]
+
+
+def series_of(data: Mapping[str, Any]) -> list[Series]:
+    """Return the series in the data of an instant query."""
+    if data["resultType"] in ("scalar", "string"):
+        return [Series({}, [_sample(data["result"])])]
+    return [Series(entry["metric"], [_sample(entry["value"])]) for entry in data["result"]]
 
 
 def _sample(pair: list[Any]) -> tuple[datetime, float]:

@@ -18,6 +18,7 @@ from nephoran_maintenance.domain.upgrade import (
 from nephoran_maintenance.engine.live import container_name
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import StepOperator
+from nephoran_maintenance.sensors.gate import check_queries
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -40,7 +41,7 @@ def request_of(context: Context) -> UpgradeRequest:
 
 
 class CheckRequestOperator(StepOperator):
-    """Check parameters, profile, cluster, permissions and that every chosen component exists.
+    """Check parameters, profile, queries of the gates, cluster, permissions and that every chosen component exists.
 
     Returns ``{"mode", "components", "cluster_version", "account"}``. Changes nothing. Safe to repeat: yes.
     """
@@ -49,6 +50,8 @@ class CheckRequestOperator(StepOperator):
         profile = self.profile
         request = request_of(context)
         changing = "mode" in context["params"]
+        if changing:
+            check_queries(profile)
         chosen = [profile.component(name) for name in request.components]
         if changing or request.version or request.images:
             chosen = requested_components(request, profile)

@@ -15,6 +15,7 @@ from nephoran_maintenance.domain.order import in_order
 from nephoran_maintenance.domain.step_ids import (
     RECORD_BEFORE_STATE,
     change_step_ids,
+    gate_step_id,
     rollback_step_id,
     unneeded_after,
 )
@@ -114,8 +115,14 @@ def finish_change_step(
     context: Context, journal: Journal, profile: SystemProfile, step_id: str | None, result: Any
 ) -> Any:
     """Return a step's result, after skipping the change steps right behind it that the plan does not need."""
-    chain = [step for component in in_order(profile.components) for step in change_step_ids(component.name)]
+    chain = [
+        step
+        for component in in_order(profile.components)
+        for step in (*change_step_ids(component.name), *([gate_step_id(component.name)] if component.gate else []))
+    ]
     needed = {step for entry in journal.entries for step in change_step_ids(entry.component, entry.kind)}
+    # Whatever was changed of a component, its metrics are judged once, after the last change.
+    needed |= {gate_step_id(entry.component) for entry in journal.entries}
     return finish_step(context, result, unneeded_after(step_id, chain, needed))
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from nephoran_maintenance.domain import preflight
+from nephoran_maintenance.domain import ownership, preflight
 from nephoran_maintenance.domain.findings import Finding
 from nephoran_maintenance.domain.intents import count_active, served_kinds
-from nephoran_maintenance.domain.upgrade import WEAVIATE_POLICY, permissions_for, requested_image
-from nephoran_maintenance.engine.live import container_name, health_endpoint
+from nephoran_maintenance.domain.upgrade import permissions_for, requested_image
+from nephoran_maintenance.domain.vantage_point import is_own
+from nephoran_maintenance.engine.live import container_name
 from nephoran_maintenance.errors import MaintenanceError, TransientError
 from nephoran_maintenance.operators.admission import request_of
 from nephoran_maintenance.operators.base import StepOperator
@@ -22,12 +23,18 @@ Findings = list[Finding]
 
 
 def check_pods(step: CheckOperator, _: Context) -> Findings:
-    pods = step.cluster().list("Pod", step.profile.namespaces.system)
+    pods = [pod for pod in step.cluster().list("Pod", step.profile.namespaces.system) if not is_own(pod)]
     return preflight.check_pods(pods, datetime.now(UTC))
 
 
 def check_rollouts(step: CheckOperator, context: Context) -> Findings:
     return preflight.check_rollouts(step.workloads(context))
+
+
+def check_ownership(step: CheckOperator, context: Context) -> Findings:
+    workloads = step.workloads(context)
+    containers = {name: container_name(w, step.profile.component(name)) for name, w in workloads.items()}
+    return ownership.check_ownership(workloads, containers)
 
 
 def check_capacity(step: CheckOperator, context: Context) -> Findings:
@@ -45,55 +52,6 @@ def check_disruption(step: CheckOperator, _: Context) -> Findings:
     cluster, system = step.cluster(), step.profile.namespaces.system
     findings = preflight.check_disruption_budgets(cluster.list("PodDisruptionBudget", system), drains=False)
     return findings + preflight.check_autoscalers(cluster.list("HorizontalPodAutoscaler", system))
-
-
-def check_dependencies(step: CheckOperator, _: Context) -> Findings:
-    from nephoran_maintenance.hooks.http_api import send
-    from nephoran_maintenance.hooks.weaviate_api import WeaviateHook
-
-    findings = []
-    for dependency in step.profile.dependencies:
-        expected = f"status {' or '.join(map(str, dependency.reachable))}"
-        try:
-            status = send(dependency.name, "GET", dependency.url, connection_id=dependency.connection).status
-            observed, reachable = f"status {status}", status in dependency.reachable
-        except MaintenanceError as error:
-            observed, reachable = error.message, False
-        findings.append(
-            preflight.check_dependency(dependency.name, observed, reachable, expected, "the Airflow worker")
-        )
-    for component in step.profile.components:
-        if component.policy != WEAVIATE_POLICY:
-            continue
-        cluster, namespace = step.cluster(), step.profile.namespace_of(component)
-        workload = cluster.get_workload(component, namespace)
-        pods = cluster.pods_of(workload)
-        port = health_endpoint(workload, component, container_name(workload, component))[0]
-        if not pods:
-            findings.append(
-                preflight.check_dependency(
-                    "weaviate", "no pod", False, "an answer to an authenticated query", f"namespace {namespace}"
-                )
-            )
-        for pod in pods[:1]:
-            name = pod["metadata"]["name"]
-            with cluster.port_forward(namespace, name, port) as url:
-                weaviate = WeaviateHook(step.profile.connections.weaviate, base_url=url)
-                known = step.profile.known_objects
-                found = weaviate.get_object(known.collection, known.id_of(0)) if known else weaviate.schema()
-                observed_text = (
-                    f"version {weaviate.version()}, {'answers an authenticated query' if found else 'no object'}"
-                )
-            findings.append(
-                preflight.check_dependency(
-                    "weaviate",
-                    observed_text,
-                    bool(found),
-                    "an answer to an authenticated query",
-                    f"pod {namespace}/{name}",
-                )
-            )
-    return findings
 
 
 def check_images(step: CheckOperator, context: Context) -> Findings:
@@ -114,6 +72,24 @@ def check_images(step: CheckOperator, context: Context) -> Findings:
     return findings or [Finding("images", "pass", "images", "no version was asked for", "in the registry")]
 
 
+def check_gates(step: CheckOperator, context: Context) -> Findings:
+    from nephoran_maintenance.domain.gate import REQUESTS
+    from nephoran_maintenance.hooks.prometheus_api import PrometheusHook
+    from nephoran_maintenance.sensors.gate import queries_of
+
+    profile, findings = step.profile, []
+    prometheus = PrometheusHook(profile.connections.prometheus)
+    for name, workload in step.workloads(context).items():
+        component = profile.component(name)
+        if component.gate and not profile.gate.off:
+            place = {"namespace": profile.namespace_of(component), "kind": workload["kind"]}
+            place["name"] = workload["metadata"]["name"]
+            window = timedelta(seconds=profile.gate.window_seconds)
+            promql = queries_of(component, [REQUESTS], place, window)[REQUESTS]
+            findings.append(preflight.check_gate_series(name, len(prometheus.query(promql, datetime.now(UTC)))))
+    return findings or [Finding("gates", "pass", "gates", "no chosen component has one", "series for each gate")]
+
+
 def check_permissions(step: CheckOperator, context: Context) -> Findings:
     cluster = step.cluster()
     groups = [kind.group for kind in served_kinds(cluster.crds(), step.profile.intents)]
@@ -128,10 +104,11 @@ def check_backup(_step: CheckOperator, _: Context) -> Findings:
 CHECKS: dict[str, Callable[[CheckOperator, Context], Findings]] = {
     "pods": check_pods,
     "rollouts": check_rollouts,
+    "ownership": check_ownership,
     "capacity": check_capacity,
     "disruption": check_disruption,
-    "dependencies": check_dependencies,
     "images": check_images,
+    "gates": check_gates,
     "permissions": check_permissions,
     "backup": check_backup,
 }
@@ -151,19 +128,27 @@ class CheckOperator(StepOperator):
         self.subject = subject
 
     def act(self, context: Context) -> list[dict[str, Any]]:
-        try:
-            findings = CHECKS[self.subject](self, context)
-        except MaintenanceError as error:
-            if isinstance(error, TransientError) and context["ti"].try_number <= (self.retries or 0):
-                raise
-            findings = [not_measured(self.subject, error)]
-        return [finding.to_dict() for finding in findings]
+        return gathered(self, self.subject, lambda: CHECKS[self.subject](self, context), context)
 
     def workloads(self, context: Context) -> dict[str, dict[str, Any]]:
         """Return the live workload of each chosen component."""
         cluster, profile = self.cluster(), self.profile
         chosen = [profile.component(name) for name in request_of(context).components]
         return {c.name: cluster.get_workload(c, profile.namespace_of(c)) for c in chosen}
+
+
+def gathered(step: StepOperator, subject: str, check: Callable[[], Findings], context: Context) -> list[dict[str, Any]]:
+    """Return the findings of one check as plain data; what could not be read is one that blocks.
+
+    :raises TransientError: while the step has retries left.
+    """
+    try:
+        findings = check()
+    except MaintenanceError as error:
+        if isinstance(error, TransientError) and context["ti"].try_number <= (step.retries or 0):
+            raise
+        findings = [not_measured(subject, error)]
+    return [finding.to_dict() for finding in findings]
 
 
 def not_measured(subject: str, error: MaintenanceError) -> Finding:

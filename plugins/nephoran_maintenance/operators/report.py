@@ -12,16 +12,18 @@ from airflow.sdk import BaseOperatorLink
 from nephoran_maintenance.airflow_edge import interface_address
 from nephoran_maintenance.domain.journal import Journal, outcome_of
 from nephoran_maintenance.domain.order import in_order
-from nephoran_maintenance.domain.report import build_report, overall
+from nephoran_maintenance.domain.report import NOT_MEASURED, build_report, overall
 from nephoran_maintenance.domain.step_ids import (
     DECIDE_READINESS,
     DELETE_TEST_INTENTS,
     MEASURE_TRAFFIC,
     PLAN_CHANGES,
     VERIFY_COMPONENTS,
+    VERIFY_METRICS,
     VERIFY_OUTCOME,
     WAIT_TEST_INTENTS,
     change_step_ids,
+    gate_step_id,
     rollback_step_id,
 )
 from nephoran_maintenance.engine.fencing import close
@@ -36,6 +38,7 @@ from nephoran_maintenance.operators.base import (
     states_of,
 )
 from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY
+from nephoran_maintenance.sensors.gate import GATE_KEY, gated_components, row_without_verdict
 from nephoran_maintenance.settings import PAGES_PREFIX, PROJECT_ROOT, report_folder
 
 if TYPE_CHECKING:
@@ -97,6 +100,7 @@ class ReportOperator(StepOperator):
         health = pull(context, VERIFY_COMPONENTS) or self.health_of_steps(context, profile)
         rollback = pull_all(context, [rollback_step_id(c.name) for c in reversed(in_order(profile.components))])
         tests = pull(context, WAIT_TEST_INTENTS) or pull(context, WAIT_TEST_INTENTS, "functional_test") or []
+        gates = [] if journal is None else self.gates(context, profile, journal)
         deleted = pull(context, DELETE_TEST_INTENTS)
         return build_report(
             operation_id=operation,
@@ -121,8 +125,9 @@ class ReportOperator(StepOperator):
             functional_test=[{**test, "deleted": "yes" if deleted is not None else "not measured"} for test in tests],
             probe=pull(context, MEASURE_TRAFFIC),
             probe_expected=journal is not None and profile.probe is not None,
+            gates=gates,
             rollback=list(rollback.values()),
-            findings=readiness.get("findings") or [],
+            findings=[*(readiness.get("findings") or []), *(found for gate in gates for found in gate["findings"])],
             failed_steps=[
                 {"task_id": task_id, "error": pull(context, task_id, ERROR_KEY) or "see the log of the step"}
                 for task_id, state in states.items()
@@ -157,8 +162,20 @@ class ReportOperator(StepOperator):
         steps = {step: c.name for c in profile.components for step in change_step_ids(c.name)}
         return {steps[step]: result for step, result in pull_all(context, steps).items() if "health" in result}
 
+    def gates(self, context: Context, profile: SystemProfile, journal: Journal) -> list[dict[str, Any]]:
+        """Return a row for each metric that was to be judged, after each changed component and after the whole."""
+        changed = {entry.component for entry in journal.entries}
+        steps = {gate_step_id(c.name): c.name for c in in_order(gated_components(profile)) if c.name in changed}
+        rows = []
+        for step, component in {**steps, VERIFY_METRICS: None}.items():
+            judged = [c.name for c in gated_components(profile, component)]
+            missing = [row_without_verdict(name, NOT_MEASURED, "the step left no verdict") for name in judged]
+            found = pull(context, step) or pull(context, step, GATE_KEY) or missing
+            rows += [{"after": component or "the whole", **row} for row in found]
+        return rows
+
     def keep(self, profile: SystemProfile, operation: str, report: dict[str, Any], page: str) -> str:
-        """Store the report and the probe's samples in the object store and return the address of the page.
+        """Store the report and the samples of probe and gates in the object store and return the address of the page.
 
         :raises PermanentError: when a bucket is configured and can't be written.
         """
@@ -170,8 +187,7 @@ class ReportOperator(StepOperator):
         store = ObjectStoreHook(profile.connections.object_store, bucket=profile.reports.bucket)
         key = f"{profile.reports.prefix}/{self.dag_id}/{operation}"
         store.put_text(f"{key}/report.json", json.dumps(report, indent=2), content_type="application/json")
-        samples = folder / "probe-samples.jsonl"
-        if samples.exists():
+        for samples in sorted(folder.glob("*-samples*.jsonl")):
             store.put_bytes(f"{key}/{samples.name}", samples.read_bytes(), content_type="application/x-ndjson")
         return store.put_text(f"{key}/report.html", page, content_type="text/html; charset=utf-8")
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, ClassVar
 
+from nephoran_maintenance.domain.vantage_point import job_end
 from nephoran_maintenance.engine.answers import missing_on_pod
 from nephoran_maintenance.errors import TransientError
 from nephoran_maintenance.hooks.async_cluster import AsyncClusterHook, read_cluster_settings
@@ -118,6 +119,50 @@ class AbsenceTrigger(PollingTrigger):
                 self.log_change(f"{len(self._remaining)} of {len(self.objects)} objects remain")
                 if not self._remaining:
                     return {"state": "complete", "message": f"all {len(self.objects)} objects are gone"}
+                await self.pause()
+
+
+class JobsTrigger(PollingTrigger):
+    """Wait until each of some Jobs has ended, well or not.
+
+    The event's state is ``complete``, ``timeout`` or ``error``. A Job that is gone has ended.
+
+    :param names: the Jobs, all in one namespace.
+    """
+
+    parameters: ClassVar[tuple[str, ...]] = ("connection_id", "namespace", "names")
+
+    def __init__(
+        self,
+        *,
+        connection_id: str,
+        namespace: str,
+        names: Sequence[str],
+        poll_interval_seconds: float = 1.0,
+        read_error_limit: int = 30,
+        deadline_at: str | None = None,
+    ) -> None:
+        super().__init__(
+            poll_interval_seconds=poll_interval_seconds, read_error_limit=read_error_limit, deadline_at=deadline_at
+        )
+        self.connection_id = connection_id
+        self.namespace = namespace
+        self.names = list(names)
+
+    async def watch(self) -> Event:
+        async with AsyncClusterHook(self.connection_id) as cluster:
+            while True:
+                try:
+                    found = [await cluster.find("Job", name, self.namespace) for name in self.names]
+                except TransientError as error:
+                    self.read_failed(error)
+                    await self.pause()
+                    continue
+                self.read_succeeded()
+                running = sum(1 for job in found if job is not None and not job_end(job))
+                self.log_change(f"{running} of {len(self.names)} Jobs are at work")
+                if not running:
+                    return {"state": "complete", "message": f"all {len(self.names)} Jobs have ended"}
                 await self.pause()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 import uuid
 from collections.abc import Callable
@@ -127,7 +128,7 @@ class ProbeTrigger(PollingTrigger):
         try:
             earlier = len(await asyncio.to_thread(read_samples, path))
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
         self._resumed = earlier > 0
         timeout = timedelta(seconds=self.timeout_seconds)
         async with AsyncClusterHook(self.kubernetes_connection_id) as cluster, HttpProbe(self.url, timeout) as probe:
@@ -146,7 +147,7 @@ class ProbeTrigger(PollingTrigger):
                 except OSError as error:
                     failure = error
         if failure is not None:
-            raise _unwritable(path, failure) from failure
+            raise unwritable(path, failure) from failure
         summary = await asyncio.to_thread(self._summary, path, stop.result())
         return {"state": "complete", "summary": summary, "message": f"{summary['sent']} requests sent"}
 
@@ -241,18 +242,24 @@ class ProbeTrigger(PollingTrigger):
         }
 
 
-def _unwritable(path: Path, error: BaseException) -> PermanentError:
+def unwritable(path: Path, error: BaseException) -> PermanentError:
+    """Return the error for a file of samples that can't be read or written."""
     return PermanentError(
         "samples-not-written",
-        f"the probe's samples can't be kept in {path.name}: {type(error).__name__}",
+        f"samples can't be kept in {path.name}: {type(error).__name__}",
         context={"file": path.name},
         hint="Check space and permissions of the folder for reports.",
     )
 
 
 def append_samples(path: Path, samples: list[dict[str, Any]]) -> None:
-    """Append samples to a file of JSON lines, which is made when missing."""
+    """Append samples to a file of JSON lines, which is made when missing; a half-written last line is ended first."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(sample, separators=(",", ":")) + "\n" for sample in samples)
 

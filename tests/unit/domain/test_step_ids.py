@@ -5,7 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nephoran_maintenance.domain.step_ids import change_step_ids, identifier, rollback_step_id, unneeded_after
+from nephoran_maintenance.domain.step_ids import (
+    change_step_ids,
+    gate_step_id,
+    identifier,
+    rollback_step_id,
+    unneeded_after,
+)
 
 CHAIN = ["a.apply", "a.wait", "b.apply", "b.wait", "c.apply", "c.wait"]
 
@@ -18,6 +24,7 @@ def test_a_component_has_its_steps_in_the_order_of_the_change() -> None:
         "components.rag_api.wait_image",
     ]
     assert change_step_ids("rag-api", "image") == ["components.rag_api.apply_image", "components.rag_api.wait_image"]
+    assert gate_step_id("rag-api") == "components.rag_api.verify_metrics"
     assert rollback_step_id("nephio-bridge") == "rollback.rollback_nephio_bridge"
     assert identifier("weaviate") == "weaviate"
 

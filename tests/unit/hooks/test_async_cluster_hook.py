@@ -18,7 +18,6 @@ from tests.unit.hooks.fake_servers import (
     Server,
     connection_json,
     deployment,
-    event,
     kube_config,
     pod,
     status_object,
@@ -28,18 +27,14 @@ NAMESPACE = "/api/v1/namespaces/ns"
 APPS = "/apis/apps/v1/namespaces/ns"
 
 
-async def test_reads_a_workload_with_its_pods_and_events(cluster_server: Server, fake_cluster: FakeCluster) -> None:
+async def test_reads_a_workload_with_its_pods(cluster_server: Server, fake_cluster: FakeCluster) -> None:
     fake_cluster.put(f"{APPS}/deployments", deployment("rag-api"))
     fake_cluster.put(f"{NAMESPACE}/pods", pod("rag-api-abc-1", "rag-api"))
     fake_cluster.put(f"{NAMESPACE}/pods", pod("other-1", "other"))
-    fake_cluster.put(f"{NAMESPACE}/events", event("e-1", ("Pod", "rag-api-abc-1"), "Failed", "x"))
-    fake_cluster.put(f"{NAMESPACE}/events", event("e-2", ("Pod", "other-1"), "Failed", "x"))
     async with AsyncClusterHook("kubernetes_test") as cluster:
         workload = await cluster.get("Deployment", "rag-api", "ns")
         pods = await cluster.pods_of(workload)
-        events = await cluster.workload_events(workload, pods)
     assert [item["metadata"]["name"] for item in pods] == ["rag-api-abc-1"]
-    assert [item["metadata"]["name"] for item in events] == ["e-1"]
     assert {request.headers["authorization"] for request in cluster_server.received} == {"Bearer token-of-the-test"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
+from nephoran_maintenance.hooks.async_prometheus import AsyncPrometheusHook
 from nephoran_maintenance.hooks.image_registry import ImageRegistryHook
 from nephoran_maintenance.hooks.prometheus_api import PrometheusHook
 from nephoran_maintenance.hooks.weaviate_api import AsyncWeaviate, WeaviateHook, missing_on
@@ -191,6 +193,39 @@ def test_prometheus_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(TransientError, match=r"Prometheus at 127\.0\.0\.1:1 does not answer") as error:
         PrometheusHook("prometheus_test").ready()
     assert error.value.reference == "prometheus-unreachable"
+
+
+async def test_prometheus_answers_in_a_loop_as_it_does_outside(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = {"resultType": "vector", "result": [{"metric": {"pod": "a"}, "value": [1000.5, "NaN"]}]}
+    server = serve(lambda request: Reply(200, {"status": "success", "data": vector}))
+    connect(monkeypatch, "prometheus_test", server.url, password="a-long-token")
+    async with AsyncPrometheusHook("prometheus_test") as hook:
+        series = await hook.query("rate(x[1m])", at=datetime(2026, 11, 23, tzinfo=UTC))
+    assert series[0].labels == {"pod": "a"}
+    assert math.isnan(series[0].value)
+    assert server.received[0].query == {"query": "rate(x[1m])", "time": "1795392000.000"}
+    assert server.received[0].headers["authorization"] == "Bearer a-long-token"
+
+
+@pytest.mark.parametrize(
+    ("reply", "reference"),
+    [
+        (Reply(400, {"status": "error", "error": "parse error"}), "prometheus-query-invalid"),
+        (Reply(401, "no"), "prometheus-unauthorized"),
+        (Reply(503, "starting"), "prometheus-unavailable"),
+        (Reply(200, "<html>"), "prometheus-unavailable"),
+        (Reply(hang_up=True), "prometheus-unreachable"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_prometheus_names_its_failures_in_a_loop(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, reply: Reply, reference: str
+) -> None:
+    connect(monkeypatch, "prometheus_test", serve(lambda request: reply).url)
+    async with AsyncPrometheusHook("prometheus_test") as hook:
+        with pytest.raises(MaintenanceError) as error:
+            await hook.query("x")
+    assert error.value.reference == reference
 
 
 # --------------------------------------------------------------------------------------------------- image registry

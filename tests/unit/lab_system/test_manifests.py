@@ -10,11 +10,14 @@ import yaml
 
 from lab.config import LabConfig
 from lab.failure import LabError
+from lab.services import SCRAPE_INTERVAL_SECONDS
 from lab.system import deployment
-from lab.system.profiles import for_variant
+from lab.system.profiles import GATES, for_variant
 from lab.system.variants import COMPONENTS, STATELESS_PORTS, VARIANTS, WEAVIATE, Variant, variant_named
 from lab.system.workloads import guards, services, workloads
+from nephoran_maintenance.domain.gate import GAP_INTERVALS
 from nephoran_maintenance.domain.patches import policy_patch
+from nephoran_maintenance.profile import SystemProfile
 
 PROJECT = Path(__file__).resolve().parents[3]
 CONFIG = LabConfig.named("unit", index=15)
@@ -68,6 +71,16 @@ def test_no_policy_variant_has_a_policy_to_roll_out(component: str) -> None:
     policy = for_variant(PROFILE, "no-policy")["policies"][WEAVIATE if component == WEAVIATE else "stateless"]
     workload = deployed(variant)[component]
     assert merged(workload, policy_patch(workload, variant.container_name(component), policy)) != workload
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_every_length_of_a_gate_makes_a_valid_profile(gate: str) -> None:
+    profile = SystemProfile.model_validate(for_variant(PROFILE, "fast", gate))
+    assert profile.gate.off == (gate == "off")
+    assert profile.gate.window_seconds >= 2 * SCRAPE_INTERVAL_SECONDS
+    assert profile.gate.interval_seconds * GAP_INTERVALS >= 2 * SCRAPE_INTERVAL_SECONDS
+    assert profile.gate.minimum_requests <= profile.gate.window_seconds * PROFILE["probe"]["rate_per_second"]
+    assert (gate == "real") == (for_variant(PROFILE, "fast", gate)["gate"] == PROFILE["gate"])
 
 
 def test_other_layout_shares_no_name_label_kind_or_port_with_the_profile() -> None:

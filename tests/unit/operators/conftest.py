@@ -81,6 +81,12 @@ class System:
         url = f"http://{self.cluster.registry}/process"
         self.edit_profile(lambda data: data.update(probe={"url": url, "rate_per_second": 20}))
 
+    def with_gates(self, **settings: Any) -> None:
+        """Have the metrics judged, from samples that come fast one after the other."""
+        fast = {"interval_seconds": 0.02, "duration_seconds": 0.1, "minimum_samples": 5, "extension_seconds": 0.1}
+        self.edit_profile(lambda data: data["gate"].update({**fast, **settings}))
+        self.outside.prometheus.age = 0.0
+
     def journal(self) -> Journal:
         """Return the only journal."""
         stored = [found for path, found in self.cluster.objects.items() if path.startswith(JOURNALS)]
@@ -137,6 +143,7 @@ def system(dags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             http = connection_json(conn_type="http", host="127.0.0.1", port=around.port, schema="http")
             monkeypatch.setenv("AIRFLOW_CONN_WEAVIATE_DEFAULT", http)
             monkeypatch.setenv("AIRFLOW_CONN_LLM_PROVIDER", http)
+            monkeypatch.setenv("AIRFLOW_CONN_PROMETHEUS_DEFAULT", http)
             monkeypatch.setenv("AIRFLOW_CONN_IMAGE_REGISTRY_DEFAULT", connection_json(conn_type="http"))
 
             @contextmanager
@@ -149,6 +156,9 @@ def system(dags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             cluster.add("weaviate", kind="StatefulSet", replicas=3)
             for name in ("rag-api", "llm-processor"):
                 cluster.add(name)
+            outside.prometheus.pods = lambda: [
+                pod["metadata"]["name"] for name in COMPONENTS for pod in cluster.pods_of(name)
+            ]
             found = System(cluster, outside, server, profile, dags)
             found.push("v1")
             found.push("v2")
@@ -167,4 +177,5 @@ def profile_text(around: Server) -> str:
     del data["probe"]
     data["dependencies"][0]["url"] = f"{around.url}/v1/models"
     data["registry"]["plain_http"] = True
+    data["gate"]["duration_seconds"] = 0
     return yaml.safe_dump(data)

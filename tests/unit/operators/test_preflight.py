@@ -9,8 +9,9 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from nephoran_maintenance.operators.checks import CHECKS
 from nephoran_maintenance.operators.readiness import DecideReadinessOperator
+from nephoran_maintenance.profile import load_profile
 from tests.unit.fake_cluster import INTENT_GROUPS, SYSTEM
-from tests.unit.hooks.fake_servers import status_object
+from tests.unit.hooks.fake_servers import Reply, status_object
 from tests.unit.operators.conftest import System
 
 GOOD = {"check": "pods", "severity": "pass", "object": "Pod/a", "observed": "Ready", "expected": "Ready", "hint": ""}
@@ -38,7 +39,7 @@ def test_a_good_system_is_ready_and_nothing_was_written(system: System) -> None:
     assert {finding["severity"] for finding in decision["findings"]} == {"pass", "warn"}
     assert {finding["object"] for finding in findings(run, "image")} or findings(run, "images")
     seen = {task for task in run.order if task.startswith("preflight.check_")}
-    assert seen == {f"preflight.check_{subject}" for subject in [*CHECKS, "intents"]}
+    assert seen == {f"preflight.check_{subject}" for subject in [*CHECKS, "dependencies", "intents"]}
     assert system.writes() == []
 
 
@@ -102,6 +103,102 @@ def test_a_weaviate_that_does_not_find_a_known_object_blocks(system: System) -> 
     run = system.preflight()
     assert "no object" in str(findings(run, "dependencies"))
     assert run.report["overall"] == "not-ready"
+
+
+JOBS = f"/apis/batch/v1/namespaces/{SYSTEM}/jobs"
+
+
+def look_from_inside(system: System) -> None:
+    system.edit_profile(lambda data: data.update(vantage_point={"image": "tools/curl:v1", "command": ["curl", "-s"]}))
+
+
+def outside_finding(run: Any) -> dict[str, Any]:
+    return next(f for f in findings(run, "dependencies") if f["object"] != "weaviate")
+
+
+def test_without_a_vantage_point_the_worker_asks_and_the_finding_says_so(system: System) -> None:
+    assert outside_finding(system.preflight())["observed"] == "status 401 (seen from the Airflow worker)"
+
+
+def test_dependencies_are_asked_from_inside_and_nothing_stays(system: System) -> None:
+    look_from_inside(system)
+    system.outside.llm_status = 500  # the worker would see this
+    asked: list[Any] = []
+    system.cluster.before = lambda r: asked.append(r.json) if (r.method, r.path) == ("POST", JOBS) else None
+    run = system.preflight()
+    assert run.surprises == []
+    found = outside_finding(run)
+    assert (found["severity"], found["observed"]) == (
+        "pass",
+        "status 401 (seen from a pod in namespace nephoran-system)",
+    )
+    assert run.report["overall"] == "ready"
+    spec = asked[0]["spec"]["template"]["spec"]["containers"][0]
+    assert (spec["command"], spec["args"][0]) == (["curl"], "-s")
+    assert spec["args"][-1].endswith("/v1/models")
+    assert [job["spec"]["ttlSecondsAfterFinished"] > 0 for job in asked] == [True]
+    assert not [path for path in system.cluster.objects if path.startswith(JOBS)]
+
+
+@pytest.mark.parametrize(
+    ("said", "observed"),
+    [("503\n", "status 503"), ("000\n", "no answer: exit code 0, 000"), ("at 200 o'clock\n", "no answer")],
+)
+def test_what_is_not_reachable_from_inside_blocks(system: System, said: str, observed: str) -> None:
+    look_from_inside(system)
+    system.cluster.job_says = said
+    run = system.preflight()
+    assert outside_finding(run)["severity"] == "block"
+    assert outside_finding(run)["observed"].startswith(observed)
+    assert run.report["overall"] == "not-ready"
+
+
+def test_a_job_that_can_not_be_made_is_not_measured(system: System) -> None:
+    look_from_inside(system)
+    forbidden = status_object(403, "Forbidden", "jobs.batch is forbidden")
+    system.cluster.fail = lambda r: forbidden if (r.method, r.path) == ("POST", JOBS) else None
+    found = outside_finding(system.preflight())
+    assert found["severity"] == "block"
+    assert found["observed"].startswith("not measured: ")
+
+
+def test_the_right_to_make_jobs_is_asked_for_only_with_a_vantage_point(system: System) -> None:
+    system.cluster.denied = {("create", "jobs")}
+    assert system.preflight().report["overall"] == "ready"
+    look_from_inside(system)
+    run = system.preflight()
+    assert "may not create jobs.batch in nephoran-system" in run.error("check_request")
+    assert run.report["overall"] == "not-ready"
+
+
+def test_a_profile_that_counts_more_known_objects_than_there_are_blocks(system: System) -> None:
+    system.edit_profile(lambda data: data["known_objects"].update(count=777))
+    known = load_profile(system.profile_path).known_objects
+    assert known is not None
+    system.outside.missing.add(known.id_of(776))
+    found = findings(system.preflight(), "dependencies")
+    blocking = [finding["observed"] for finding in found if finding["severity"] == "block"]
+    assert len(blocking) == 1
+    assert "no object 776 of the 777 known ones" in blocking[0]
+
+
+def test_a_component_whose_gate_would_have_no_series_is_named_before_the_change(system: System) -> None:
+    system.with_gates()
+    gated = [finding["object"] for finding in findings(system.preflight(), "gates")]
+    assert gated == ["rag-api", "llm-processor"]
+    system.outside.prometheus.pods = list
+    run = system.preflight()
+    assert [finding["severity"] for finding in findings(run, "gates")] == ["warn", "warn"]
+    assert run.report["overall"] == "ready"
+
+
+def test_a_prometheus_that_does_not_answer_blocks_where_there_are_gates(system: System) -> None:
+    system.outside.prometheus.before = lambda request: Reply(503, "starting")
+    assert findings(system.preflight(), "gates")[0]["severity"] == "pass"
+    system.with_gates()
+    found = findings(system.preflight(), "gates")
+    assert [finding["severity"] for finding in found] == ["block"]
+    assert found[0]["observed"].startswith("not measured: ")
 
 
 def test_an_image_that_the_registry_does_not_have_blocks(system: System) -> None:

@@ -68,6 +68,11 @@ def test_what_was_not_measured_says_so(system: System) -> None:
     assert (row["ready"], row["health"], row["seconds"]) == ("not measured",) * 3
     assert run.report["probe"]["sent"] == "not measured"
     assert run.report["functional_test"] == []
+    assert [(row["after"], row["component"], row["state"]) for row in run.report["gates"]] == [
+        ("rag-api", "rag-api", "not measured"),
+        ("the whole", "rag-api", "not measured"),
+        ("the whole", "llm-processor", "not measured"),
+    ]
     assert {"task_id": "measure_traffic", "error": "see the log of the step"} in run.report["failed_steps"]
 
 

@@ -222,10 +222,14 @@ FAIL_AT = [
     (f"{RAG}.apply_image", False, ["weaviate"], "rolled-back"),
     (f"{RAG}.apply_image", True, ["rag-api", "weaviate"], "rolled-back"),
     (f"{RAG}.wait_image", True, ["rag-api", "weaviate"], "rolled-back"),
+    (f"{RAG}.verify_metrics", False, ["rag-api", "weaviate"], "rolled-back"),
+    (f"{RAG}.verify_metrics", True, ["rag-api", "weaviate"], "rolled-back"),
     (f"{LLM}.wait_image", False, ALL, "rolled-back"),
+    (f"{LLM}.verify_metrics", True, ALL, "rolled-back"),
     ("functional_test.apply_test_intents", True, ALL, "rolled-back"),
     ("functional_test.wait_test_intents", False, ALL, "rolled-back"),
     ("functional_test.delete_test_intents", True, ALL, "rolled-back"),
+    ("verify_metrics", False, ALL, "rolled-back"),
     ("verify_components", True, ALL, "rolled-back"),
     ("rollback.decide_rollback", False, None, "failed"),
     ("measure_traffic", False, None, "failed"),
@@ -410,6 +414,8 @@ def test_a_write_that_meets_another_one_is_decided_again(system: System, name: s
     [
         "record_before_state",
         f"{RAG}.apply_image",
+        f"{RAG}.verify_metrics",
+        "verify_metrics",
         "functional_test.apply_test_intents",
         "verify_components",
         "report_operation",
@@ -447,7 +453,16 @@ def replay(system: System, run: DagRunner, task_id: str) -> Any:
     return run.states[task_id]
 
 
-@pytest.mark.parametrize("task_id", ["rollback.rollback_rag_api", f"{RAG}.apply_image", "record_before_state"])
+@pytest.mark.parametrize(
+    "task_id",
+    [
+        "rollback.rollback_rag_api",
+        f"{RAG}.apply_image",
+        f"{RAG}.verify_metrics",
+        "verify_metrics",
+        "record_before_state",
+    ],
+)
 def test_clearing_a_step_of_a_closed_operation_changes_nothing(system: System, task_id: str) -> None:
     run = system.upgrade(components=["rag-api"])
     before, writes = system.specs(), len(system.writes())

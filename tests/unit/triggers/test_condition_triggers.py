@@ -19,6 +19,7 @@ from nephoran_maintenance.triggers.condition import (
     AbsenceTrigger,
     FewPhasesTrigger,
     IntentTrigger,
+    JobsTrigger,
     WeaviateNodeTrigger,
 )
 from tests.unit.hooks.fake_servers import FakeCluster, Received, Reply, Server, connection_json, status_object
@@ -66,6 +67,16 @@ def absence(**changes: Any) -> AbsenceTrigger:
     return AbsenceTrigger(**{**parameters, **changes})
 
 
+def jobs(**changes: Any) -> JobsTrigger:
+    parameters: dict[str, Any] = {
+        "connection_id": "kubernetes_test",
+        "namespace": "ns",
+        "names": ["ask-0", "ask-1"],
+        "poll_interval_seconds": 0.001,
+    }
+    return JobsTrigger(**{**parameters, **changes})
+
+
 def few(**changes: Any) -> FewPhasesTrigger:
     parameters: dict[str, Any] = {
         "connection_id": "kubernetes_test",
@@ -94,7 +105,7 @@ def put(fake_cluster: FakeCluster, name: str = "test-1", **status: Any) -> None:
     fake_cluster.put(INTENTS, {"kind": "NetworkIntent", "metadata": {"name": name, "uid": "u-1"}, "status": status})
 
 
-@pytest.mark.parametrize("made", [intents(), absence(), few(), node()], ids=lambda made: type(made).__name__)
+@pytest.mark.parametrize("made", [intents(), absence(), jobs(), few(), node()], ids=lambda made: type(made).__name__)
 def test_serializes_every_parameter_and_comes_back_the_same(made: PollingTrigger) -> None:
     path, parameters = made.serialize()
     again = import_string(path)(**json.loads(json.dumps(parameters)))
@@ -164,6 +175,40 @@ async def test_absence_names_what_remains(cluster_server: Server, fake_cluster: 
     assert [reference["name"] for reference in found["remaining"]] == ["test-1"]
 
 
+def put_job(fake_cluster: FakeCluster, name: str, *conditions: str) -> None:
+    status = {"conditions": [{"type": condition, "status": "True"} for condition in conditions]}
+    job = {"kind": "Job", "metadata": {"name": name, "namespace": "ns"}, "status": status}
+    fake_cluster.put("/apis/batch/v1/namespaces/ns/jobs", job)
+
+
+@pytest.mark.parametrize("end", ["Complete", "Failed"])
+async def test_jobs_are_waited_for_until_the_last_has_ended(
+    cluster_server: Server, fake_cluster: FakeCluster, end: str
+) -> None:
+    put_job(fake_cluster, "ask-0", "SuccessCriteriaMet", "Complete")
+    put_job(fake_cluster, "ask-1", "SuccessCriteriaMet")
+    looks = 0
+
+    def finish(request: Received) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 5:
+            put_job(fake_cluster, "ask-1", end)
+
+    fake_cluster.fail = finish
+    assert (await only_event(jobs()))["state"] == "complete"
+    assert looks >= 5
+
+
+async def test_jobs_that_are_gone_have_ended(cluster_server: Server) -> None:
+    assert (await only_event(jobs()))["state"] == "complete"
+
+
+async def test_jobs_that_do_not_end_time_out(cluster_server: Server, fake_cluster: FakeCluster) -> None:
+    put_job(fake_cluster, "ask-0")
+    assert (await only_event(jobs(deadline_at=PAST)))["state"] == "timeout"
+
+
 async def test_work_has_drained_when_fewer_than_the_limit_are_active(
     cluster_server: Server, fake_cluster: FakeCluster
 ) -> None:
@@ -191,7 +236,7 @@ async def test_work_that_does_not_drain_times_out_with_its_number(
     assert (found["state"], found["active"]) == ("timeout", 3)
 
 
-@pytest.mark.parametrize("made", [intents, absence, few], ids=["intent", "absence", "few"])
+@pytest.mark.parametrize("made", [intents, absence, jobs, few], ids=["intent", "absence", "jobs", "few"])
 async def test_read_errors_are_tolerated_up_to_the_limit(
     cluster_server: Server, fake_cluster: FakeCluster, made: Any
 ) -> None:

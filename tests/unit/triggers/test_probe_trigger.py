@@ -273,3 +273,5 @@ def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"seconds": 0.')
     assert read_samples(path) == [{"seconds": 0.1}]
+    append_samples(path, [{"seconds": 0.2}])
+    assert read_samples(path) == [{"seconds": 0.1}, {"seconds": 0.2}], "it must not take the next one with it"

@@ -1,0 +1,380 @@
+"""The metric gate: which samples lead to which verdict, and what chance can do to it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nephoran_maintenance.domain.gate import (
+    Baseline,
+    PodFigures,
+    Recording,
+    Sample,
+    Verdict,
+    at_most,
+    baseline_of,
+    decide,
+    head_line,
+    lower_bound,
+    pods_in,
+    quantile,
+    recordings,
+    replay,
+    sample_line,
+)
+from nephoran_maintenance.profile import Gate
+from tests.unit.domain.kubernetes_objects import at
+
+BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, math.inf)
+LONG_AGO = at(-3600)
+PODS = ("rag-api-a", "rag-api-b")
+
+
+def durations(requests: float, seconds: float) -> dict[float, float]:
+    """Return a histogram in which every request took so long."""
+    return {bound: requests if seconds <= bound else 0.0 for bound in BOUNDS}
+
+
+def pod(requests: float | None = 300.0, ratio: float = 0.0, seconds: float = 0.2, **changes: Any) -> PodFigures:
+    count = requests or 0.0
+    return replace(PodFigures(requests, count * ratio, durations(count, seconds), scraped_seconds_ago=2.0), **changes)
+
+
+def sample(number: int, ratio: float = 0.0, seconds: float = 0.2, **changes: Any) -> Sample:
+    """Return the sample of a slot: two pods that share 600 requests a minute."""
+    moment = at(15 * number)
+    pods = {name: pod(ratio=ratio, seconds=seconds) for name in PODS}
+    return replace(Sample(moment, dict.fromkeys(PODS, LONG_AGO), pods), **changes)
+
+
+def samples(count: int, ratio: float = 0.0, seconds: float = 0.2) -> list[Sample]:
+    return [sample(number, ratio, seconds) for number in range(count)]
+
+
+def recording(found: Sequence[Sample], baseline: Baseline | None = None, **settings: Any) -> Recording:
+    return Recording(
+        "rag-api",
+        ("error_ratio", "latency_p95"),
+        Gate(**settings),
+        at(0),
+        baseline or Baseline(9000.0, 0.002, 0.3),
+        tuple(found),
+    )
+
+
+def verdict(found: Sequence[Sample], **more: Any) -> Verdict:
+    result = decide(recording(found, **more))
+    assert result is not None
+    return result
+
+
+def with_one(number: int, change: Sample, count: int = 29) -> list[Sample]:
+    found = samples(count)
+    found[number] = replace(change, at=found[number].at)
+    return found
+
+
+def without_pod(found: Sample, name: str) -> Sample:
+    return replace(found, pods={key: value for key, value in found.pods.items() if key != name})
+
+
+def instead(found: Sample, name: str, figures: PodFigures) -> Sample:
+    return replace(found, pods={**found.pods, name: figures})
+
+
+NO_BASELINE = Baseline(10.0)
+DOWN = Sample(at(0), problem="Prometheus at 127.0.0.1:9090 does not answer")
+QUIET = replace(sample(0), pods={name: pod(10.0) for name in PODS})
+STALE = instead(sample(0), PODS[0], pod(scraped_seconds_ago=31.0))
+NAN = instead(sample(0), PODS[0], pod(None))
+NAN_ERRORS = instead(sample(0), PODS[0], pod(errors=None))
+NAN_LATENCY = replace(sample(0), pods={name: pod(buckets=durations(math.nan, 0.2)) for name in PODS})
+NO_DURATIONS = replace(sample(0), pods={name: pod(buckets={}) for name in PODS})
+EMPTY = replace(sample(0), pods={})
+ONE_MISSING = without_pod(sample(0), PODS[0])
+NO_LONGER_SCRAPED = instead(sample(0), PODS[0], pod(scraped_seconds_ago=None))
+NO_PODS = replace(sample(0), planned={})
+
+VERDICTS = [
+    # what the samples are, state, reason, how many samples it took
+    ("good", samples(29), {}, "open", "within-limits", 21),
+    ("no errors at all", samples(29, ratio=0.0, seconds=0.05), {}, "open", "within-limits", 21),
+    ("a fifth fails", samples(29, ratio=0.2), {}, "closed", "error_ratio", 2),
+    ("everything fails, so no durations", [replace(s, pods={n: pod(ratio=1.0, buckets={}) for n in PODS})
+     for s in samples(29)], {}, "closed", "error_ratio", 2),
+    ("slow", samples(29, seconds=8.0), {}, "closed", "latency_p95", 2),
+    ("a little above the limit", samples(29, ratio=0.055), {"baseline": NO_BASELINE}, "closed", "error_ratio", 21),
+    ("a little below the limit", samples(29, ratio=0.045), {"baseline": NO_BASELINE}, "open", "within-limits", 21),
+    ("as bad as before", samples(29, ratio=0.03), {"baseline": Baseline(9000.0, 0.03, 0.3)}, "open",
+     "within-limits", 21),
+    ("far worse than before, below the limit", samples(29, ratio=0.04), {"baseline": Baseline(9000.0, 0.002, 0.3)},
+     "closed", "error_ratio", 2),
+    ("twice as bad, less than 0.01 over it", samples(29, ratio=0.009), {"baseline": Baseline(9000.0, 0.002, 0.3)},
+     "open", "within-limits", 21),
+    ("twice as slow, less than 0.5 s over it", samples(29, seconds=0.4), {"baseline": Baseline(9000.0, 0.0, 0.3)},
+     "open", "within-limits", 21),
+    ("far slower than before, below the limit", samples(29, seconds=2.0), {"baseline": Baseline(9000.0, 0.0, 0.3)},
+     "closed", "latency_p95", 2),
+    ("one bad sample alone", with_one(7, sample(7, ratio=0.2)), {"baseline": NO_BASELINE}, "open", "within-limits", 21),
+    ("Prometheus is down throughout", [replace(DOWN, at=s.at) for s in samples(29)], {}, "unknown", "no-answer", 10),
+    ("Prometheus is down for one sample", with_one(7, DOWN), {}, "open", "within-limits", 21),
+    ("no series at all", [replace(EMPTY, at=s.at) for s in samples(29)], {}, "unknown", "no-series", 10),
+    ("one pod never has series", [replace(ONE_MISSING, at=s.at) for s in samples(29)], {}, "unknown",
+     "pod-without-series", 10),
+    ("one pod is no longer scraped", [replace(NO_LONGER_SCRAPED, at=s.at) for s in samples(29)], {}, "unknown",
+     "pod-without-series", 10),
+    ("one pod has no durations", [instead(s, PODS[0], pod(buckets={})) for s in samples(29)], {}, "unknown",
+     "pod-without-series", 10),
+    ("requests are NaN", [replace(NAN, at=s.at) for s in samples(29)], {}, "unknown", "not-a-number", 10),
+    ("errors are NaN", [replace(NAN_ERRORS, at=s.at) for s in samples(29)], {}, "unknown", "not-a-number", 10),
+    ("durations are NaN", [replace(NAN_LATENCY, at=s.at) for s in samples(29)], {}, "unknown", "not-a-number", 10),
+    ("no durations", [replace(NO_DURATIONS, at=s.at) for s in samples(29)], {}, "unknown", "not-a-number", 10),
+    ("stale", [replace(STALE, at=s.at) for s in samples(29)], {}, "unknown", "stale", 10),
+    ("no traffic", [replace(QUIET, at=s.at) for s in samples(29)], {}, "unknown", "no-traffic", 10),
+    ("no pod", [replace(NO_PODS, at=s.at) for s in samples(29)], {}, "unknown", "no-pods", 10),
+    ("a gap of three intervals", [*samples(6), *(replace(DOWN, at=at(15 * n)) for n in (6, 7)), sample(8)], {},
+     "unknown", "no-answer", 9),
+    ("samples are missing", [*samples(6), *(sample(n) for n in range(9, 29))], {}, "unknown", "gap", 7),
+    ("errors behind one pod without series", [without_pod(s, PODS[0]) for s in samples(29, ratio=0.3)], {}, "closed",
+     "error_ratio", 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "more", "state", "reason", "needed"), [pytest.param(*row[1:], id=row[0]) for row in VERDICTS]
+)
+def test_verdict(found: list[Sample], more: dict[str, Any], state: str, reason: str, needed: int) -> None:
+    for count in range(needed):
+        assert decide(recording(found[:count], **more)) is None
+    result = verdict(found[:needed], **more)
+    assert (result.state, result.reason) == (state, reason)
+    assert verdict(found, **more) == result, "later samples must not change it"
+    assert bool(result.hint) == (state != "open")
+
+
+def test_too_few_requests_are_named_no_traffic() -> None:
+    found = verdict([replace(QUIET, at=s.at) for s in samples(29)])
+    assert "no traffic: 20 requests in 60 s, at least 150 are needed" in found.message
+
+
+def test_is_extended_until_there_are_enough_valid_samples_and_not_for_longer() -> None:
+    found = samples(29)
+    for number in (1, 3, 5, 7):
+        found[number] = replace(DOWN, at=found[number].at)
+    assert decide(recording(found[:23])) is None
+    result = verdict(found)
+    assert (result.state, result.figures["samples"], result.figures["valid_samples"]) == ("open", 24, 20)
+    for number in (9, 11, 13, 15, 17, 19):
+        found[number] = replace(DOWN, at=found[number].at)
+    result = verdict(found)
+    assert (result.state, result.reason) == ("unknown", "no-answer")
+    assert result.figures["ended_at"] < at(300).isoformat(), "it is over as soon as it can't succeed any more"
+
+
+def test_a_breach_has_to_be_followed_by_one_of_the_same_metric() -> None:
+    found = samples(29)
+    found[5], found[6] = sample(5, ratio=0.2), sample(6, seconds=8.0)
+    assert verdict(found, baseline=NO_BASELINE).state == "open"
+
+
+def test_a_breach_within_the_noise_waits_for_the_end() -> None:
+    """6 % of 600 requests: a true 5 % gives that in one window of seven."""
+    found = samples(29, ratio=0.06)
+    assert decide(recording(found[:20], baseline=NO_BASELINE)) is None
+    assert verdict(found, baseline=NO_BASELINE).state == "closed"
+
+
+def test_series_of_replaced_pods_come_and_go() -> None:
+    gone = {"rag-api-old": pod(ratio=1.0, seconds=60.0)}
+    found = [replace(s, pods={**s.pods, **(gone if n % 3 else {})}) for n, s in enumerate(samples(29))]
+    assert verdict(found).state == "open"
+
+
+def test_a_pod_that_was_replaced_during_the_gate_is_judged_once_it_is_settled() -> None:
+    found = samples(29)
+    for number in range(8, 29):
+        young = number < 10
+        pods = {PODS[0]: pod(), **({} if young else {"rag-api-c": pod()})}
+        found[number] = replace(found[number], planned={PODS[0]: LONG_AGO, "rag-api-c": at(120)}, pods=pods)
+    assert verdict(found).state == "open"
+    for number in range(8, 29):
+        found[number] = without_pod(found[number], "rag-api-c")
+    result = verdict(found)
+    assert (result.state, result.reason) == ("unknown", "pod-without-series")
+    assert "rag-api-c" in result.message
+
+
+def test_a_counter_reset_on_a_pod_that_stayed_is_a_restart_finding() -> None:
+    found = samples(29)
+    for number in (9, 10, 11):
+        found[number] = instead(found[number], PODS[1], pod(resets=1))
+    found[3] = instead(found[3], "rag-api-old", pod(resets=2))
+    result = verdict(found)
+    assert [finding.object for finding in result.findings] == [f"pod {PODS[1]}"]
+    assert at(135).isoformat() in result.findings[0].observed
+    assert result.state == "open"
+
+
+def test_without_a_baseline_the_limits_decide_and_the_figures_say_so() -> None:
+    result = verdict(samples(21, ratio=0.045), baseline=NO_BASELINE)
+    assert result.figures["error_ratio_baseline"] is None
+    assert result.figures["error_ratio_limit"] == 0.05
+    assert result.figures["error_ratio"] == 0.045
+
+
+def test_figures_name_what_was_measured_and_against_what() -> None:
+    assert verdict(samples(21, ratio=0.005)).figures == {
+        "samples": 21,
+        "valid_samples": 21,
+        "requests_per_second": 10.0,
+        "error_ratio": 0.005,
+        "error_ratio_limit": 0.012,
+        "error_ratio_baseline": 0.002,
+        "latency_p95_seconds": 0.2425,
+        "latency_p95_limit_seconds": 0.8,
+        "latency_p95_baseline_seconds": 0.3,
+        "began_at": at(0).isoformat(),
+        "ended_at": at(300).isoformat(),
+    }
+
+
+def test_a_gate_of_one_metric_needs_and_judges_only_that() -> None:
+    found = [replace(s, pods={n: pod(seconds=60.0, buckets={}) for n in PODS}) for s in samples(21)]
+    assert verdict(found[:10]).reason == "not-a-number"
+    result = decide(replace(recording(found), metrics=("error_ratio",)))
+    assert result is not None
+    assert result.state == "open"
+    assert result.figures["latency_p95_seconds"] is None
+
+
+@pytest.mark.parametrize(
+    ("baseline", "error_limit", "latency_limit"),
+    [
+        (Baseline(9000.0, 0.0, 0.1), 0.01, 0.6),
+        (Baseline(9000.0, 0.02, 1.0), 0.04, 2.0),
+        (Baseline(9000.0, 0.04, 4.0), 0.05, 5.0),
+        (Baseline(9.0), 0.05, 5.0),
+    ],
+    ids=["margin", "twice", "profile", "too few requests"],
+)
+def test_the_lower_of_limit_and_baseline_counts(baseline: Baseline, error_limit: float, latency_limit: float) -> None:
+    found = recording([], baseline=baseline).limits()
+    assert found["error_ratio"] == pytest.approx(error_limit)
+    assert found["latency_p95"] == pytest.approx(latency_limit)
+
+
+def test_a_baseline_of_too_few_requests_is_none() -> None:
+    settings = Gate()
+    assert baseline_of({}, settings) == Baseline(0.0)
+    assert baseline_of({"a": pod(700.0, 0.1)}, settings) == Baseline(700.0)
+    found = baseline_of({"a": pod(700.0, 0.1), "b": pod(300.0, 0.0), "c": pod(None)}, settings)
+    assert (found.requests, found.error_ratio) == (1000.0, 0.07)
+    assert found.latency_p95_seconds == pytest.approx(0.2425)
+
+
+# -------------------------------------------------------------------------------------------------------- what is kept
+
+
+def answers(pods: dict[str, PodFigures]) -> dict[str, list[tuple[dict[str, str], float]]]:
+    found: dict[str, list[tuple[dict[str, str], float]]] = {
+        "requests": [({"pod": n}, p.requests or 0.0) for n, p in pods.items()],
+        "errors": [({"pod": n}, p.errors) for n, p in pods.items() if p.errors],
+        "resets": [({"pod": n}, float(p.resets)) for n, p in pods.items()],
+        "scraped_seconds_ago": [({"pod": n}, p.scraped_seconds_ago or 0.0) for n, p in pods.items()],
+        "duration_buckets": [({"pod": n, "le": str(b)}, c) for n, p in pods.items() for b, c in p.buckets.items()],
+    }
+    return found
+
+
+def test_figures_by_pod_from_what_prometheus_answers() -> None:
+    pods = {"a": pod(10.0, 0.5, resets=1), "b": pod(20.0)}
+    assert pods_in(answers(pods)) == pods
+    assert pods_in({"requests": [({"pod": "a"}, math.nan), ({}, 3.0)]}) == {"a": PodFigures(None)}
+    assert pods_in({"errors": [({"pod": "a"}, 3.0)]}) == {}, "errors without requests are no measurement"
+
+
+@pytest.mark.parametrize("found", [pytest.param(row[1], id=row[0]) for row in VERDICTS])
+def test_a_verdict_is_replayed_from_what_is_kept(found: list[Sample]) -> None:
+    kept = recording(found)
+    lines = [head_line(kept), *(sample_line(kept.component, one) for one in kept.samples)]
+    text = "\n".join(json.dumps(line, allow_nan=False) for line in lines)
+    assert replay(text) == {"rag-api": decide(kept)}
+
+
+def test_two_components_share_a_file() -> None:
+    one, two = recording(samples(2)), replace(recording(samples(3)), component="llm-processor")
+    lines = [head_line(one), head_line(two), *(sample_line(r.component, s) for r in (two, one) for s in r.samples)]
+    assert recordings([*lines, head_line(replace(one, begun_at=at(999)))]) == {"rag-api": one, "llm-processor": two}
+    assert replay("") == {}
+
+
+ratios = st.sampled_from([0.0, 0.02, 0.049, 0.06, 0.2, 1.0])
+anything = st.lists(
+    st.one_of(
+        st.builds(sample, st.just(0), ratios, st.sampled_from([0.1, 4.0, 8.0])),
+        st.sampled_from([DOWN, QUIET, STALE, NAN, NAN_LATENCY, EMPTY, ONE_MISSING, NO_PODS]),
+    ),
+    min_size=29,
+    max_size=29,
+).map(lambda found: [replace(one, at=at(15 * n)) for n, one in enumerate(found)])
+
+
+@given(anything, st.sampled_from([NO_BASELINE, Baseline(9000.0, 0.01, 0.2), Baseline(9000.0, 0.0, 4.0)]))
+def test_every_gate_ends_in_time_and_stays_at_its_verdict(found: list[Sample], baseline: Baseline) -> None:
+    decided = [decide(recording(found[:count], baseline=baseline)) for count in range(30)]
+    final = decided[-1]
+    assert final is not None
+    first = next(number for number, result in enumerate(decided) if result is not None)
+    assert all(result == final for result in decided[first:])
+    if final.state == "open":
+        assert final.figures["valid_samples"] >= 20
+        assert final.figures["error_ratio"] <= final.figures["error_ratio_limit"] + 1e-5
+
+
+@given(anything)
+def test_worse_samples_never_open_a_gate(found: list[Sample]) -> None:
+    worse = [replace(s, pods={n: replace(p, errors=p.requests) for n, p in s.pods.items()}) for s in found]
+    if verdict(found).state != "open":
+        assert verdict(worse).state != "open"
+
+
+# ----------------------------------------------------------------------------------------------------------- arithmetic
+
+
+def test_the_lower_bound_is_wilsons() -> None:
+    # by the formula of the 1927 paper, 98 % two-sided: 12 of 100
+    assert lower_bound(12, 100) == pytest.approx(0.0632, abs=2e-4)
+    assert lower_bound(0, 0) == 0.0
+    assert lower_bound(0, 600) == pytest.approx(0.0, abs=1e-12)
+    assert lower_bound(600, 600) < 1.0
+
+
+def test_a_quantile_is_prometheus_own() -> None:
+    buckets = {0.1: 10.0, 0.5: 50.0, 1.0: 90.0, math.inf: 100.0}
+    assert quantile(buckets, 0.3) == pytest.approx(0.3)
+    assert quantile(buckets, 0.05) == pytest.approx(0.05)
+    assert quantile(buckets, 0.95) == 1.0, "above the last bound it is the last bound"
+    assert math.isnan(quantile({}, 0.95))
+    assert math.isnan(quantile({1.0: 0.0, math.inf: 0.0}, 0.95))
+
+
+@given(
+    st.lists(st.floats(0, 1000), min_size=3, max_size=3).map(sorted),
+    st.floats(0.01, 4.9),
+)
+def test_a_quantile_above_a_limit_is_more_than_its_share_slower_than_that(counts: list[float], limit: float) -> None:
+    buckets = dict(zip((0.5, 2.0, 5.0), counts, strict=True)) | {math.inf: counts[-1]}
+    total = counts[-1]
+    if total < 1:
+        return
+    slow = 1 - at_most(buckets, limit) / total
+    p95 = quantile(buckets, 0.95)
+    if abs(slow - 0.05) > 1e-6:
+        assert (p95 > limit) == (slow > 0.05)
