@@ -117,7 +117,7 @@ class Airflow:
         sessions = {
             process.pid for process in recorded.values() if Process.of(process.pid, ended_too=True) in (process, None)
         }
-        doomed = _members(sessions)
+        doomed = session_members(sessions)
         for process in doomed:
             process.signal(signal.SIGKILL)
         wait_gone(doomed, STOP_LIMIT)

@@ -269,6 +269,8 @@ class _Look:
                 last,
                 *(moment(pod["metadata"].get("creationTimestamp")) for pod in self.new),
                 *(moment(condition_of(pod, "Ready").get("lastTransitionTime")) for pod in self.new if is_ready(pod)),
+                # When a pod that is on its way out must be gone.
+                *(moment(pod["metadata"]["deletionTimestamp"]) for pod in self.pods if is_terminating(pod)),
             )
         return max([last + self.deadline, *(_ready_by(pod) for pod in self.unready)])
 

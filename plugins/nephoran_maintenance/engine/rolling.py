@@ -109,6 +109,7 @@ class Roller:
         :raises PermanentError: ``rollout-failed``, with the pod's events and last log lines.
         """
         conflicts = 0
+        moved_at = since
         while True:
             workload = self.workload()
             check_fence(workload, self.lease.token)
@@ -123,7 +124,7 @@ class Roller:
             if move.action == "done":
                 return workload
             if move.action == "wait":
-                wait = self.rolled_out(workload, intended, since, move.ordinal)
+                wait = self.rolled_out(workload, intended, moved_at, move.ordinal)
                 if wait is not None:
                     return wait
                 if workload["kind"] != "StatefulSet":
@@ -142,6 +143,8 @@ class Roller:
                     raise
             else:
                 conflicts = 0
+                # The change may have been begun long ago, by a process that died: what was just released is not late.
+                moved_at = datetime.now(UTC)
 
     def put_in_place(self, intended: dict[str, Any], check_known: CheckKnown) -> None:
         """Put a Deployment's or DaemonSet's intended spec in place; somebody's write in between is looked at first."""

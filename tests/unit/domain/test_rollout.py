@@ -596,6 +596,13 @@ def test_each_ready_pod_of_a_stateful_set_moves_its_deadline() -> None:
     assert judge(stateful_set(), pods, now=110, ordinal=1).cause == Cause.PROGRESS_DEADLINE
 
 
+def test_a_replica_that_leaves_within_its_grace_period_moves_the_deadline_too() -> None:
+    pods = replicas(OLD, OLD, NEW)
+    pods[1]["metadata"]["deletionTimestamp"] = stamp(110)
+    assert judge(stateful_set(), pods, now=169, ordinal=1).state == "progressing"
+    assert judge(stateful_set(), pods, now=170, ordinal=1).cause == Cause.PROGRESS_DEADLINE
+
+
 def test_gives_up_after_the_limit_without_progress() -> None:
     workload = deployment(status=ROLLING, spec={"progressDeadlineSeconds": 3600})
     arguments: dict[str, Any] = {"progressed_at": at(0)}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped, TaskDeferred
 
+from nephoran_maintenance.operators.base import operation_of
 from tests.unit.dag_runner import DagRunner
 from tests.unit.fake_cluster import JOURNALS, is_write, own
 from tests.unit.operators.conftest import COMPONENTS, Step, System, changes_spec
@@ -120,6 +122,41 @@ def test_the_next_weaviate_replica_waits_until_the_one_before_answers(system: Sy
         system.outside.__class__.__call__ = original  # type: ignore[method-assign]
     assert run.failed() == []
     assert questions > 4
+
+
+def test_what_is_released_after_an_interruption_is_waited_for_from_then_on(system: System) -> None:
+    """Airflow was down in the middle: the next replica is not late because the change was begun an hour ago."""
+    begun_at = datetime.now(UTC) - timedelta(hours=1)
+    tick, resting = system.cluster.tick, 0
+    waited_since: list[datetime] = []
+
+    def slow_tick() -> None:
+        nonlocal resting
+        resting -= 1
+        if resting < 0:
+            tick()
+
+    def rest(request: Any) -> None:
+        nonlocal resting
+        if changes_spec(request):
+            resting = 8
+
+    def interrupted(step: Any, context: Any) -> Any:
+        step.journals().update(
+            operation_of(context), lambda journal: journal.moved("weaviate", "image", "intended", begun_at)
+        )
+        try:
+            return step.execute(context)
+        except TaskDeferred as deferred:
+            waited_since.append(datetime.fromisoformat(deferred.trigger.since))
+            raise
+
+    system.cluster.tick, system.cluster.before = slow_tick, rest  # type: ignore[method-assign]
+    run = system.upgrade(components=["weaviate"], replaced={"components.weaviate.apply_image": interrupted})
+    assert run.report["overall"] == "succeeded"
+    assert system.journal().entries[0].at["intended"] == begun_at
+    assert waited_since
+    assert min(waited_since) > begun_at + timedelta(minutes=59)
 
 
 def test_a_policy_that_differs_is_a_change_of_its_own_and_comes_first(system: System) -> None:
