@@ -1,0 +1,411 @@
+"""Kill matrix: whatever is killed, at whatever step, the system ends in its old or its new state and nobody is needed.
+
+Each case starts a ``rolling_upgrade`` of two components on one lab (variant ``fast``), kills real processes with SIGKILL
+at one moment, starts Airflow again where it was killed, and waits for the operation's journal to be closed. The end is
+read from the API server by this file, which knows nothing of the package but the journal's name and label.
+
+    BENCH_CASES=everything make bench-kills     only cases whose name contains this
+    BENCH_LIMIT=5 make bench-kills              at most so many cases that have no result yet
+
+A row is written to ``results/kills.jsonl`` as soon as its case is over; a case that has one is not run again.
+``recover_operation`` is triggered every ``RECOVERY_SECONDS`` here instead of every two minutes, and the lease and
+Airflow's heartbeat limit are shortened; the table says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import yaml
+
+from benchmarks.results_file import RESULTS, publish
+from lab.airflow import Airflow, session_members
+from lab.airflow_access import grant_access
+from lab.airflow_client import AirflowClient, AirflowRequestError
+from lab.cluster import Cluster
+from lab.config import LabConfig
+from lab.failure import LabError
+from lab.processes import Process, read_record, wait_gone
+from lab.progress import Progress
+from lab.waiting import wait_until
+
+VARIANT = "fast"
+COMPONENTS = ("rag-api", "nephio-bridge")
+NAMESPACE, OWN = "nephoran-system", "nephoran-maintenance"
+MARK = "maintenance.nephoran.com"
+DAG_ID, RECOVERY = "rolling_upgrade", "recover_operation"
+TABLE = RESULTS / "kills.jsonl"
+LEASE = {"duration_seconds": 10, "renew_seconds": 2}
+HEARTBEAT_SECONDS = 20
+RECOVERY_SECONDS = 15.0
+OUTAGE_SECONDS = 30.0
+LOOK_SECONDS = 0.05
+MOMENT_LIMIT = timedelta(minutes=3)
+END_LIMIT = timedelta(minutes=8)
+
+CONTROL_PLANE = ("kube-apiserver", "etcd", "kube-controller-manager", "kube-scheduler", "containerd", "kubelet")
+
+BOUNDARIES = (
+    "check_request",
+    "preflight.decide_readiness",
+    "plan_changes",
+    "acquire_lease",
+    "record_before_state",
+    "components.rag_api.apply_image",
+    "components.rag_api.wait_image",
+    "components.nephio_bridge.apply_image",
+    "components.nephio_bridge.wait_image",
+    "functional_test.apply_test_intents",
+    "functional_test.wait_test_intents",
+    "functional_test.delete_test_intents",
+    "verify_components",
+    "rollback.decide_rollback",
+    "stop_traffic",
+    "report_operation",
+)
+CHANGING = (
+    "components.rag_api.apply_image",
+    "components.rag_api.wait_image",
+    "components.nephio_bridge.apply_image",
+    "components.nephio_bridge.wait_image",
+    "functional_test.apply_test_intents",
+    "report_operation",
+)
+UNDOING = ("rollback.rollback_nephio_bridge", "rollback.rollback_rag_api")
+KINDS = ("worker", "triggerer", "scheduler", "api-server", "kubelet", "database", "kube-apiserver", "outage")
+KINDS_AT = ("components.rag_api.apply_image", "components.rag_api.wait_image", "components.nephio_bridge.wait_image")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is killed and when.
+
+    ``where`` is ``after`` a step or ``in`` it; ``broken`` cases upgrade the second component to an image that crashes,
+    so that the moment lies on the way back.
+    """
+
+    kind: str
+    where: str
+    step: str
+    broken: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.where} {self.step}{' (broken image)' if self.broken else ''}"
+
+
+def cases() -> Iterator[Case]:
+    """Yield the matrix: everything at once at every boundary and in every changing step, every kind at some of them."""
+    for step in BOUNDARIES:
+        yield Case("everything", "after", step)
+    for step in CHANGING:
+        yield Case("everything", "in", step)
+    for step in UNDOING:
+        yield Case("everything", "in", step, broken=True)
+        yield Case("everything", "after", step, broken=True)
+    for kind in KINDS:
+        for step in KINDS_AT:
+            yield Case(kind, "in", step)
+        for step in UNDOING:
+            yield Case(kind, "in", step, broken=True)
+
+
+class Matrix:
+    """Runs cases on one lab."""
+
+    def __init__(self, cluster: Cluster, airflow: Airflow, progress: Callable[[str], None]) -> None:
+        self.cluster = cluster
+        self.airflow = airflow
+        self.progress = progress
+
+    @property
+    def client(self) -> AirflowClient:
+        return self.airflow.client()
+
+    def run(self, case: Case) -> Row:
+        """Run one case and return its row; ``ok`` is true only when everything that was promised was seen."""
+        self.settle()
+        before = self.state()
+        journals = self.journals()
+        target = "v2" if self.tag(before) != "v2" else "v3" if self.tag(before) != "v3" else "v2"
+        params: dict[str, Any] = {"mode": "apply", "version": target, "components": list(COMPONENTS)}
+        params |= {"allow_downgrade": True, "reason": f"kill matrix: {case.name}"}
+        if case.broken:
+            params["images"] = {COMPONENTS[-1]: "v2-crash"}
+        self.client.await_dag(DAG_ID)
+        run_id = self.client.trigger(DAG_ID, params)
+        if not self.reached(run_id, case):
+            raise SystemExit(f"{case.name}: the moment never came; run {run_id}")
+        started = time.monotonic()
+        killed = self.kill(case.kind)
+        operation, state = self.wait_for_end(set(journals), run_id)
+        seconds = round(time.monotonic() - started, 1)
+        return {"case": case.name, **self.judged(before, target, operation, state, case), "seconds": seconds} | {
+            "killed": killed,
+            "run_id": run_id,
+        }
+
+    # ------------------------------------------------------------------------------------------------ the moment
+
+    def reached(self, run_id: str, case: Case) -> bool:
+        """Return True as soon as the step has ended well, or is at work; False when that never happens."""
+        wanted = ("success",) if case.where == "after" else ("running", "deferred")
+        deadline = time.monotonic() + MOMENT_LIMIT.total_seconds()
+        address = f"file:{self.airflow.instance.database}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=10)) as database:
+            query = "select state from task_instance where run_id = ? and task_id = ?"
+            while time.monotonic() < deadline:
+                found = database.execute(query, (run_id, case.step)).fetchone()
+                if found and found[0] in wanted:
+                    return True
+                time.sleep(LOOK_SECONDS)
+        return False
+
+    def kill(self, kind: str) -> list[str]:
+        """Kill what the kind names, all at once, and start again what does not come back by itself."""
+        if kind == "outage":
+            api = read_record(self.cluster.config)["kube-apiserver"]
+            api.signal(signal.SIGSTOP)
+            time.sleep(OUTAGE_SECONDS)
+            api.signal(signal.SIGCONT)
+            return ["kube-apiserver stopped for 30 s"]
+        leaders, cluster = self.airflow_leaders(), read_record(self.cluster.config)
+        if kind == "worker":
+            leader = leaders["scheduler"]
+            victims = [("worker", found) for found in session_members({leader.pid}) if found != leader]
+        elif kind == "scheduler":
+            # Its workers are left behind and go on.
+            victims = [(kind, leaders[kind])]
+        elif kind in leaders:
+            victims = [(kind, found) for found in session_members({leaders[kind].pid})]
+        elif kind in cluster:
+            victims = [(kind, cluster[kind])]
+        else:
+            victims = [(name, found) for name, leader in leaders.items() for found in session_members({leader.pid})]
+            if kind == "everything":
+                victims += [(name, cluster[name]) for name in CONTROL_PLANE]
+        for _, process in victims:
+            process.signal(signal.SIGKILL)
+        wait_gone([process for _, process in victims], timedelta(seconds=10))
+        if kind == "database":
+            for path in self.airflow.instance.home.glob("airflow.db*"):
+                path.unlink()
+        if kind in ("everything", "database", *leaders):
+            self.airflow.up()
+        return sorted({name for name, _ in victims})
+
+    def airflow_leaders(self) -> dict[str, Process]:
+        """Return Airflow's four processes; each leads a session."""
+        found = json.loads((self.airflow.instance.home / "processes.json").read_text(encoding="utf-8"))
+        return {name: Process(**entry) for name, entry in found.items()}
+
+    # --------------------------------------------------------------------------------------------------- the end
+
+    def wait_for_end(self, known: set[str], run_id: str) -> tuple[str | None, str]:
+        """Return the operation's id and its run's state once its journal is closed, or it never had one."""
+        deadline = time.monotonic() + END_LIMIT.total_seconds()
+        next_recovery = time.monotonic() + RECOVERY_SECONDS
+        state = "unknown"
+        while time.monotonic() < deadline:
+            with contextlib.suppress(LabError, OSError, httpx.HTTPError, AirflowRequestError):
+                state = self.run_state(run_id)
+                new = [name for name in self.journals() if name not in known]
+                over = state in ("success", "failed", "gone")
+                if new and self.journals()[new[0]] == "closed" and over:
+                    return new[0], state
+                if not new and over:
+                    return None, state
+                if time.monotonic() > next_recovery and not self.client.unfinished_runs(RECOVERY):
+                    self.client.trigger(RECOVERY, {"mode": "apply"})
+                    next_recovery = time.monotonic() + RECOVERY_SECONDS
+            time.sleep(1.0)
+        return None, f"{state}, journal not closed after {END_LIMIT.total_seconds():.0f} s"
+
+    def run_state(self, run_id: str) -> str:
+        """Return the state of the run; ``gone`` when Airflow knows of none, as after the loss of its database."""
+        try:
+            return str(self.client.run(DAG_ID, run_id)["state"])
+        except AirflowRequestError as error:
+            if ": 404 " in str(error):
+                return "gone"
+            raise
+
+    def judged(self, before: Row, target: str, operation: str | None, state: str, case: Case) -> Row:
+        """Return what the end is, and whether it is allowed."""
+        self.settle()
+        after = self.state()
+        tags = {name: tag_of(image) for name, image in after["images"].items() if name in COMPONENTS}
+        old = after["specs"] == before["specs"]
+        new = without_images(after["specs"]) == without_images(before["specs"]) and set(tags.values()) == {target}
+        end = "old" if old else "new" if new and not case.broken else "between"
+        left = self.left_over()
+        reported = self.reported(operation)
+        expected = {"old": ("rolled-back", "refused", None), "new": ("succeeded",)}.get(end, ())
+        row: Row = {"end": end, "run": state, "operation": operation, "report": reported, "left_over": left}
+        row["ok"] = end in ("old", "new") and not left and "not closed" not in state and reported in expected
+        if end == "between":
+            row["tags"] = tags
+        return row
+
+    def reported(self, operation: str | None) -> str | None:
+        """Return what the newest report of the operation says; None when there is none."""
+        if operation is None:
+            return None
+        found = []
+        for path in (self.airflow.instance.home / "reports").glob("*/*/report.json"):
+            report = json.loads(path.read_text(encoding="utf-8"))
+            if report.get("operation_id") == operation:
+                found.append((path.stat().st_mtime, str(report["overall"])))
+        return max(found)[1] if found else None
+
+    def left_over(self) -> list[str]:
+        """Return what an operation must not leave: test intents, its own marks on workloads, a lease that is held."""
+        found = []
+        for group in ("nephoran.com/v1", "intent.nephoran.com/v1alpha1"):
+            items = self.cluster.get(f"/apis/{group}/networkintents")["items"]
+            found += [f"{group} {i['metadata']['name']}" for i in items if i["metadata"]["name"].startswith("test-")]
+        for item in self.workloads():
+            annotations = item["metadata"].get("annotations") or {}
+            found += [f"{item['metadata']['name']} {key}" for key in annotations if key.startswith(f"{MARK}/")]
+        for lease in self.cluster.get(f"/apis/coordination.k8s.io/v1/namespaces/{OWN}/leases")["items"]:
+            if lease["spec"].get("holderIdentity"):
+                found.append(f"lease held by {lease['spec']['holderIdentity']}")
+        return found
+
+    def settle(self) -> None:
+        """Wait until every workload is rolled out and the API server answers steadily."""
+
+        def settled() -> bool:
+            try:
+                return all(is_rolled_out(item) for item in self.workloads())
+            except (LabError, OSError):
+                return False
+
+        wait_until("the workloads", settled, limit=timedelta(minutes=3))
+
+    def state(self) -> Row:
+        """Return specs, labels and annotations of all workloads, but the revision that the server counts up."""
+        specs, images = {}, {}
+        for item in self.workloads():
+            name = item["metadata"]["name"]
+            annotations = dict(item["metadata"].get("annotations") or {})
+            annotations.pop("deployment.kubernetes.io/revision", None)
+            specs[name] = {"spec": item["spec"], "labels": item["metadata"].get("labels"), "annotations": annotations}
+            images[name] = item["spec"]["template"]["spec"]["containers"][-1]["image"]
+        return {"specs": specs, "images": images}
+
+    def tag(self, state: Row) -> str:
+        return tag_of(state["images"][COMPONENTS[0]])
+
+    def workloads(self) -> list[Row]:
+        found = []
+        for plural in ("deployments", "statefulsets"):
+            items = self.cluster.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/{plural}")["items"]
+            found += [{**item, "kind": plural} for item in items]
+        return found
+
+    def journals(self) -> dict[str, str]:
+        """Return the state of each journal by its name, newest first."""
+        path = f"/api/v1/namespaces/{OWN}/configmaps?labelSelector={quote(f'{MARK}/record=journal')}"
+        items = sorted(self.cluster.get(path)["items"], key=lambda i: i["metadata"]["creationTimestamp"], reverse=True)
+        return {i["metadata"]["name"]: i["metadata"]["labels"].get(f"{MARK}/state", "") for i in items}
+
+
+def is_rolled_out(item: Mapping[str, Any]) -> bool:
+    """Return whether the controller has done what the spec says, and nothing more is under way."""
+    status, wanted = item.get("status") or {}, item["spec"].get("replicas", 1)
+    counts = [status.get(key, 0) for key in ("replicas", "readyReplicas", "updatedReplicas")]
+    if item["kind"] == "statefulsets":
+        counts.pop()  # Kubernetes leaves it out when both revisions are one
+        if status.get("currentRevision") != status.get("updateRevision"):
+            return False
+    return status.get("observedGeneration", 0) >= item["metadata"]["generation"] and set(counts) == {wanted}
+
+
+def without_images(specs: Mapping[str, Any]) -> Any:
+    """Return the specs of the upgraded components without the image that the upgrade changes."""
+    copied = json.loads(json.dumps(specs))
+    for name in COMPONENTS:
+        for container in copied[name]["spec"]["template"]["spec"]["containers"]:
+            if container["name"] == name:
+                container["image"] = ""
+    return copied
+
+
+def tag_of(image: str) -> str:
+    return image.partition("@")[0].rpartition(":")[2]
+
+
+def shorten(airflow: Airflow) -> None:
+    """Shorten the lease in the profile, so that a dead owner is noticed in seconds; the table says so."""
+    profile = yaml.safe_load(airflow.instance.profile.read_text(encoding="utf-8"))  # type: ignore[union-attr]
+    profile["lease"] = LEASE
+    airflow.instance.profile.write_text(yaml.safe_dump(profile, sort_keys=False), encoding="utf-8")  # type: ignore[union-attr]
+
+
+def table() -> dict[str, Row]:
+    """Return the rows written so far by their case."""
+    if not TABLE.exists():
+        return {}
+    rows = [json.loads(line) for line in TABLE.read_text(encoding="utf-8").splitlines()]
+    return {row["case"]: row for row in rows}
+
+
+def main() -> None:
+    """Run the cases that have no row yet on a lab of its own; the lab is stopped afterwards."""
+    wanted, limit = os.environ.get("BENCH_CASES", ""), int(os.environ.get("BENCH_LIMIT", "1000"))
+    done = table()
+    chosen = [case for case in cases() if wanted in case.name and case.name not in done][:limit]
+    config = LabConfig.named("bench")
+    progress = Progress()
+    cluster, airflow = Cluster(config, progress=progress), Airflow.of_lab(config, progress)
+    airflow.instance = dataclasses.replace(airflow.instance, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    try:
+        cluster.up(variant=VARIANT)
+        grant_access(config, airflow.instance, progress, variant=VARIANT)
+        shorten(airflow)
+        airflow.up()
+        matrix = Matrix(cluster, airflow, progress)
+        for number, case in enumerate(chosen, start=1):
+            row = matrix.run(case)
+            done[case.name] = row
+            with TABLE.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            progress(f"{number} of {len(chosen)}: {'ok' if row['ok'] else 'FAILED'} {row}")
+    finally:
+        airflow.down()
+        cluster.down()
+    rows = list(done.values())
+    publish(
+        "kills",
+        {
+            "cases": len(rows),
+            "allowed_end_ratio": round(sum(row["ok"] for row in rows) / max(1, len(rows)), 3),
+            "ends": {end: sum(row["end"] == end for row in rows) for end in ("old", "new", "between")},
+            "failed_cases": [row["case"] for row in rows if not row["ok"]],
+            "matrix_cases": len(list(cases())),
+            "lease": LEASE,
+            "recovery_seconds": RECOVERY_SECONDS,
+            "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
+            "components": list(COMPONENTS),
+            "variant": VARIANT,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
