@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -150,6 +151,8 @@ class Run:
 def upgrades(lab: Lab) -> Iterator[Upgrades]:
     """Return the procedures of an Airflow beside the lab; it is stopped afterwards, unless the lab is kept."""
     airflow = Airflow.of_lab(lab.config, Progress())
+    # Tests kill workers; Airflow would take five minutes to notice.
+    airflow.instance = dataclasses.replace(airflow.instance, heartbeat_timeout_seconds=60)
     grant_access(lab.config, airflow.instance, variant=VARIANT)
     airflow.up()
     yield Upgrades(lab, airflow)
