@@ -158,7 +158,7 @@ def rolling_upgrade() -> None:
     recover_operations = RecoverOperationsOperator(task_id="recover_operations", kubernetes_connection_id=CONNECTION)
     ready = preflight(kubernetes_connection_id=CONNECTION)
     plan_changes = PlanUpgradeOperator(task_id="plan_changes", kubernetes_connection_id=CONNECTION)
-    acquire_lease = AcquireLeaseOperator(task_id="acquire_lease", kubernetes_connection_id=CONNECTION).as_setup()
+    acquire_lease = AcquireLeaseOperator(task_id="acquire_lease", kubernetes_connection_id=CONNECTION)
     hold_lease = HoldLeaseOperator(task_id="hold_lease", kubernetes_connection_id=CONNECTION)
     record_before_state = RecordBeforeStateOperator(task_id="record_before_state", kubernetes_connection_id=CONNECTION)
     measure_traffic = MeasureTrafficOperator(task_id="measure_traffic", kubernetes_connection_id=CONNECTION)
@@ -183,7 +183,9 @@ def rolling_upgrade() -> None:
     record_before_state >> measure_traffic >> report_operation
     # Beside the chain: it ends when the lease is given back, which the report's closed journal allows.
     acquire_lease >> hold_lease >> verify_outcome
-    release_lease.as_teardown(setups=acquire_lease, on_failure_fail_dagrun=True)
+    # A teardown also runs when the run is marked as failed. Its setup would be more than that: with a setup that failed,
+    # Airflow fails every step in between whatever its trigger rule, and a refused run would have no report.
+    release_lease.as_teardown(on_failure_fail_dagrun=True)
 
 
 rolling_upgrade()

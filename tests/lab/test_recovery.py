@@ -135,7 +135,7 @@ def command_line(upgrades: Upgrades, *arguments: str) -> subprocess.CompletedPro
 @pytest.mark.parametrize(
     ("step", "database"),
     [
-        pytest.param("components.weaviate.apply_image", "kept", id="weaviate"),
+        pytest.param("components.weaviate.apply_image", "kept", id="weaviate", marks=pytest.mark.slow),
         pytest.param("components.rag_api.wait_image", "lost", id="rag-api-and-the-database"),
         # make bench-kills has the whole matrix
     ],
@@ -173,6 +173,7 @@ def test_airflow_killed_in_a_changing_step_ends_in_an_allowed_state(
     assert report["recovery"]["done"] == f"closed: {closed['outcome']}"
 
 
+@pytest.mark.slow
 def test_the_command_line_recovers_with_airflow_down(short_lease: Upgrades) -> None:
     upgrades = short_lease
     before = upgrades.specs()
@@ -194,6 +195,7 @@ def test_the_command_line_recovers_with_airflow_down(short_lease: Upgrades) -> N
     assert upgrades.specs() == before, "a run that was recovered changes nothing more"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_marked_as_failed_is_recovered(short_lease: Upgrades) -> None:
     upgrades = short_lease
     before = upgrades.specs()

@@ -127,8 +127,8 @@ class DagRunner:
         elif rule == "all_done":
             state = None
         elif rule == "all_done_setup_success":
-            setups = [self.states[n] for n in task.upstream_task_ids if self.dag.get_task(n).is_setup]
-            state = "skipped" if set(setups) == {"skipped"} else None if "success" in setups else "upstream_failed"
+            # There is no setup in the procedures: the teardown runs whatever came before.
+            state = None
         elif rule == "all_done_min_one_success":
             state = "skipped" if skipped else None if "success" in states else "upstream_failed"
         else:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk.exceptions import AirflowSkipException
+
+from nephoran_maintenance.domain.step_ids import ACQUIRE_LEASE
 from nephoran_maintenance.engine.fencing import stamp
 from nephoran_maintenance.errors import PermanentError
-from nephoran_maintenance.operators.base import StepOperator, journal_of, operation_of
+from nephoran_maintenance.operators.base import NEVER_RAN, StepOperator, journal_of, operation_of, states_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -156,6 +159,8 @@ class ReleaseLeaseOperator(StepOperator):
     """
 
     def act(self, context: Context) -> str:
+        if states_of(context).get(ACQUIRE_LEASE) in NEVER_RAN:
+            raise AirflowSkipException("the lease was never taken")
         cluster = self.cluster()
         store, operation, leases = self.journals(cluster), operation_of(context), self.leases(cluster)
         journal = journal_of(context, store)

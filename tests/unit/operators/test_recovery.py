@@ -569,7 +569,7 @@ def test_a_run_marked_as_failed_lets_the_lease_go_and_is_recovered_at_once(syste
     before = left_in_the_middle(system)
     run = DagRunner(system.dags["rolling_upgrade"], {}, run_id="died")
     run.states = {task_id: "skipped" for task_id in run.dag.task_ids if task_id != "release_lease"}
-    run.states["acquire_lease"] = "success"
+    run.states["acquire_lease"] = "success"  # what has ended keeps its state
     run.run()
     assert run.states["release_lease"] == "failed", "the run must not look as if it had ended well"
     assert "[operation-open]" in run.error("release_lease")
