@@ -75,7 +75,7 @@ class HoldLeaseTrigger(PollingTrigger):
         self.renew_seconds = renew_seconds
         self.duration_seconds = duration_seconds
         self._at_work_at = NEVER
-        self._asked_at = NEVER
+        self._asked_at: datetime | None = None
         self._states: Mapping[str, str | None] | None = None
 
     async def watch(self) -> Event:
@@ -101,8 +101,11 @@ class HoldLeaseTrigger(PollingTrigger):
             return {"state": "lost", "message": f"the lease {self.name} is held by {lease.owner()}"}
         if not lease.due(now, timedelta(seconds=self.renew_seconds)):
             return None
+        if self._asked_at is None:
+            self._asked_at = now
         if now - self._asked_at >= timedelta(seconds=self.duration_seconds):
-            # Seldom: the triggerer does nothing else while it waits for the answer, and repeats what its database refuses.
+            # Seldom, and not at once: the triggerer does nothing else while it waits for the answer, and at the first
+            # question of its life it builds what answers, which takes seconds.
             self._asked_at, self._states = now, await self.run_states()
         if self._states is not None and self._states.get(RELEASE_LEASE) in OVER:
             return {"state": "complete", "message": f"the run is over and did not release the lease {self.name}"}

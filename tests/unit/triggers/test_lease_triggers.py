@@ -10,6 +10,7 @@ import pytest
 
 from nephoran_maintenance.domain.journal import LABELS, STATE_LABEL
 from nephoran_maintenance.domain.lease import let_go, new_lease, released, taken
+from nephoran_maintenance.domain.moments import NEVER
 from nephoran_maintenance.triggers.lease import FreeLeaseTrigger, HoldLeaseTrigger
 from tests.unit.hooks.fake_servers import FakeCluster, Server, status_object
 from tests.unit.triggers.test_condition_triggers import only_event
@@ -37,7 +38,7 @@ def lease(holder: str, age: float = 0, duration: float = 60) -> dict[str, Any]:
 
 
 def hold(monkeypatch: pytest.MonkeyPatch, act: Act, states: Mapping[str, str | None] | None) -> HoldLeaseTrigger:
-    """Return a trigger that calls ``act`` with the number of each of its pauses."""
+    """Return a trigger that calls ``act`` with the number of each of its pauses, and asks for the run's states at once."""
     trigger = HoldLeaseTrigger(
         connection_id="kubernetes_test",
         namespace=OWN,
@@ -56,6 +57,7 @@ def hold(monkeypatch: pytest.MonkeyPatch, act: Act, states: Mapping[str, str | N
 
     monkeypatch.setattr(trigger, "pause", pause)
     monkeypatch.setattr(trigger, "run_states", run_states)
+    trigger._asked_at = NEVER
     return trigger
 
 
@@ -113,6 +115,23 @@ async def test_ends_when_the_run_lets_go_or_is_over(
     assert (await only_event(hold(monkeypatch, lambda pause: None, WORKING)))["state"] == "complete"
     fake_cluster.put(LEASES, lease(ME, age=15))
     assert "is over" in (await only_event(hold(monkeypatch, lambda pause: None, OVER)))["message"]
+
+
+async def test_asks_for_the_states_of_the_run_only_after_as_long_as_the_lease_lasts(
+    cluster_server: Server, fake_cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first answer takes the triggerer seconds, in which no other trigger gets anywhere."""
+    fake_cluster.put(LEASES, lease(ME, age=15))
+
+    def act(pause: int) -> None:
+        grow_old(fake_cluster, 15)
+        if pause == 3:
+            fake_cluster.put(LEASES, released(fake_cluster.objects[PATH]))
+
+    trigger = hold(monkeypatch, act, OVER)
+    trigger._asked_at = None
+    assert "was given back" in (await only_event(trigger))["message"]
+    assert len(cluster_server.requests("PUT")) == 3
 
 
 async def test_does_not_renew_for_a_run_in_which_nothing_moves(
