@@ -167,7 +167,8 @@ def test_an_autoscaler_that_moves_a_full_quota_and_a_reconciler_block(upgrades: 
         lab.kubectl("annotate", "deployment", "nephio-bridge", where, f"{tracked}-")
         lab.kubectl("patch", "hpa", "rag-api", where, "--patch", '{"spec": {"minReplicas": 2}}')
         # The next test would be refused because of it.
-        lab.kubectl("wait", "hpa/rag-api", where, "--for=jsonpath={.status.desiredReplicas}=2", "--timeout=90s")
+        for field in ("desiredReplicas", "currentReplicas"):
+            lab.kubectl("wait", "hpa/rag-api", where, f"--for=jsonpath={{.status.{field}}}=2", "--timeout=90s")
     assert run.report["overall"] == "not-ready"
     blocking = {finding["object"] for finding in run.report["findings"] if finding["severity"] == "block"}
     assert {"HorizontalPodAutoscaler/rag-api", "ResourceQuota/full"} <= blocking
