@@ -165,7 +165,7 @@ def _finish(config: LabConfig, cluster: Kubectl, shape: Variant, progress: Repor
     # kubectl watches, so each of these costs one connection; together they take as long as the slowest.
     with ThreadPoolExecutor() as pool:
         rollouts = {
-            name: pool.submit(_wait_for_rollout, cluster, shape.workload_kind(name), shape.workload_name(name))
+            name: pool.submit(wait_for_rollout, cluster, shape.workload_kind(name), shape.workload_name(name))
             for name in COMPONENTS
         }
         rollouts[WEAVIATE].result()
@@ -186,14 +186,14 @@ def _finish(config: LabConfig, cluster: Kubectl, shape: Variant, progress: Repor
     progress("system: NetworkIntents are deployed")
 
 
-def _wait_for_rollout(cluster: Kubectl, kind: str, name: str) -> None:
-    cluster.kubectl(
-        "rollout",
-        "status",
-        f"{kind.lower()}/{name}",
-        f"--namespace={SYSTEM_NAMESPACE}",
-        f"--timeout={ROLLOUT_LIMIT.total_seconds():.0f}s",
-    )
+def wait_for_rollout(cluster: Kubectl, kind: str, name: str) -> None:
+    """Return when a workload is rolled out; fail after ``ROLLOUT_LIMIT``, or when its progress deadline is over."""
+    workload, where = f"{kind.lower()}/{name}", f"--namespace={SYSTEM_NAMESPACE}"
+    limit = f"--timeout={ROLLOUT_LIMIT.total_seconds():.0f}s"
+    if kind == "Deployment":
+        # A deadline that was over in the rollout before is still written there for a moment, and would count for this.
+        cluster.kubectl("wait", workload, where, limit, "--for=condition=Progressing")
+    cluster.kubectl("rollout", "status", workload, where, limit)
 
 
 def _deployed_intents(cluster: Kubectl) -> set[tuple[str, str, str]]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from lab.airflow import Airflow
@@ -23,6 +25,7 @@ from lab.availability import obstacle
 from lab.cluster import Cluster
 from lab.config import LabConfig
 from lab.progress import Progress
+from lab.registry_proxy import ADMIN_PATH
 from lab.system import deployment
 
 VARIANT = "fast"
@@ -86,6 +89,23 @@ def refuse_other_clusters(cluster: Cluster) -> None:
     config = cluster.config
     if (view["current-context"], server, names) != (config.context, config.kubernetes_url, [config.node_name]):
         pytest.exit(f"Refusing to test on {view['current-context']} at {server} with the nodes {names}.", returncode=1)
+
+
+@contextmanager
+def failing_registry(config: LabConfig, repository: str, reference: str) -> Iterator[Callable[[], int]]:
+    """Let the registry answer 503 to the next pull of an image; yield what tells how often it still will.
+
+    Disarms whatever was armed before and what is left of it afterwards.
+    """
+    address = f"http://{config.registry}{ADMIN_PATH}"
+    with httpx.Client(trust_env=False) as registry:
+        registry.delete(address).raise_for_status()
+        arming = {"repository": repository, "reference": reference, "count": 1, "status": 503}
+        registry.put(address, params=arming).raise_for_status()
+        try:
+            yield lambda: sum(failure["left"] for failure in registry.get(address).raise_for_status().json())
+        finally:
+            registry.delete(address).raise_for_status()
 
 
 class Upgrades:

@@ -16,12 +16,11 @@ import boto3
 import pytest
 
 from lab import oci, pki
-from lab.registry_proxy import ADMIN_PATH
 from lab.services import BUCKETS, S3_REGION
 from lab.system import images
 from lab.tools import kubernetes_version
 from lab.waiting import http_status, wait_until
-from tests.lab.conftest import Lab
+from tests.lab.conftest import Lab, failing_registry
 
 LIMIT = timedelta(seconds=90)
 BUSYBOX = Path("/usr/bin/busybox")
@@ -135,10 +134,10 @@ def test_one_503_of_the_registry_is_only_a_delay(lab: Lab, pod: str) -> None:
     busybox = oci.build_layer({"/bin/busybox": oci.File(BUSYBOX, 0o755)})
     image = oci.build_image([busybox], entrypoint=["/bin/busybox", "sleep", "600"], labels={"test": pod})
     oci.push(image, registry, repository, pod)
-    ask(f"{registry}{ADMIN_PATH}?repository={repository}&reference={pod}&count=1", "PUT")
-    lab.kubectl("run", pod, f"--image={lab.config.registry}/{repository}:{pod}", "--restart=Never")
-    wait_until("a failed pull", lambda: "503" in waiting_reason(lab, pod)[1], limit=LIMIT)
-    lab.kubectl("wait", f"pod/{pod}", "--for=condition=Ready", "--timeout=90s")
+    with failing_registry(lab.config, repository, pod):
+        lab.kubectl("run", pod, f"--image={lab.config.registry}/{repository}:{pod}", "--restart=Never")
+        wait_until("a failed pull", lambda: "503" in waiting_reason(lab, pod)[1], limit=LIMIT)
+        lab.kubectl("wait", f"pod/{pod}", "--for=condition=Ready", "--timeout=90s")
     assert oci.delete_tag(registry, repository, pod) == image.digest
 
 

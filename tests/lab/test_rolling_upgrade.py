@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 
-from lab.registry_proxy import ADMIN_PATH
 from lab.system import deployment
-from lab.system.images import delete_tag, push_all, push_fresh
+from lab.system.images import delete_tag, push_all, push_fresh, repository
+from tests.lab.conftest import failing_registry
 
 if TYPE_CHECKING:
     from conftest import Upgrades
@@ -114,21 +113,19 @@ def test_one_503_of_the_registry_and_a_slow_start_are_only_delays(upgrades: Upgr
     upgrades.prepare()
     config = upgrades.lab.config
     push_fresh(config, "rag-api", "v2-flaky")
-    arm = f"http://{config.registry}{ADMIN_PATH}?repository=nephoran/rag-api&reference=v2-flaky&count=1"
-    httpx.put(arm, trust_env=False).raise_for_status()
     try:
-        run = upgrades.run(
-            mode="apply",
-            version="v2",
-            components=["rag-api", "nephio-bridge", "operator"],
-            images={"rag-api": "v2-flaky", "nephio-bridge": "v2-slow-start"},
-        )
-        left = httpx.get(f"http://{config.registry}{ADMIN_PATH}", trust_env=False).json()
+        with failing_registry(config, repository("rag-api"), "v2-flaky") as failures_left:
+            run = upgrades.run(
+                mode="apply",
+                version="v2",
+                components=["rag-api", "nephio-bridge", "operator"],
+                images={"rag-api": "v2-flaky", "nephio-bridge": "v2-slow-start"},
+            )
+            left = failures_left()
     finally:
-        httpx.delete(f"http://{config.registry}{ADMIN_PATH}", trust_env=False)
         push_all(config)
     assert run.state == "success", run.explain()
-    assert [failure["left"] for failure in left] == [0], "the kubelet never met the 503"
+    assert left == 0, "the kubelet never met the 503"
     assert [component["name"] for component in run.report["components"]] == ["rag-api", "nephio-bridge", "operator"]
     assert run.report["components"][1]["seconds"] > 20
     assert run.report["probe"]["failed"] == 0, run.report["probe"]["failures"]

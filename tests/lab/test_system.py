@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from lab.system import images, seed
-from lab.system.deployment import reset
+from lab.system import deployment, images, seed
 from lab.system.traffic import Traffic
 from lab.system.variants import SYSTEM_NAMESPACE, WEAVIATE, variant_named
 from lab.waiting import wait_until
+from tests.lab.conftest import failing_registry
 
 if TYPE_CHECKING:
     from tests.lab.conftest import Lab
@@ -27,9 +27,9 @@ SLOW_POLL = timedelta(milliseconds=300)
 
 @pytest.fixture(scope="module", autouse=True)
 def _first_state(lab: Lab) -> Iterator[None]:
-    reset(lab.config, VARIANT.name)
+    deployment.reset(lab.config, VARIANT.name)
     yield
-    reset(lab.config, VARIANT.name)
+    deployment.reset(lab.config, VARIANT.name)
 
 
 def set_image(lab: Lab, component: str, tag: str) -> None:
@@ -39,8 +39,7 @@ def set_image(lab: Lab, component: str, tag: str) -> None:
 
 
 def wait_for_rollout(lab: Lab, component: str) -> None:
-    kind = VARIANT.workload_kind(component).lower()
-    lab.kubectl("rollout", "status", f"{kind}/{component}", IN_SYSTEM, "--timeout=90s")
+    deployment.wait_for_rollout(lab.cluster, VARIANT.workload_kind(component), component)
 
 
 def pods(lab: Lab, component: str, tag: str) -> list[dict[str, Any]]:
@@ -205,11 +204,10 @@ def test_image_with_errors_is_ready_and_fails_a_fifth(lab: Lab, bridge: str) -> 
 
 
 def test_one_503_of_the_registry_is_survived(lab: Lab, bridge: str) -> None:
-    arming = {"repository": images.repository(bridge), "reference": "v2-flaky", "count": 1, "status": 503}
-    admin = f"http://{lab.config.registry}/_lab/fail-next"
-    assert httpx.put(admin, params=arming, trust_env=False).is_success
-    set_image(lab, bridge, "v2-flaky")
-    wait_for_rollout(lab, bridge)
+    with failing_registry(lab.config, images.repository(bridge), "v2-flaky") as failures_left:
+        set_image(lab, bridge, "v2-flaky")
+        wait_for_rollout(lab, bridge)
+        assert failures_left() == 0
     events = lab.kubectl("get", "events", IN_SYSTEM, "--field-selector=reason=Failed", "--output=json")
     failed = [event["message"] for event in json.loads(events)["items"]]
     assert any("v2-flaky" in message and "503" in message for message in failed), failed
