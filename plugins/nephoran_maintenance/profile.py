@@ -40,6 +40,11 @@ class Connections(Part):
     prometheus: str = "prometheus_default"
     object_store: str | None = "object_store_reports"
     image_registry: str | None = "image_registry_default"
+    object_store_backup: str = "object_store_backup"
+    object_store_staging: str = "object_store_staging"
+    object_store_retention: str = "object_store_retention"
+    openpgp_signing: str = "openpgp_signing"
+    openpgp_passphrase: str = "openpgp_passphrase"
 
 
 class Namespaces(Part):
@@ -261,8 +266,61 @@ class Registry(Part):
     plain_http: bool = False
 
 
+class PublicKey(Part):
+    """An OpenPGP public key: pinned by its fingerprint, kept in an armored file beside the profile."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    fingerprint: str = Field(pattern=r"^([0-9A-F]{40}|[0-9A-F]{64})$")
+    key_file: str
+
+    def armored(self) -> str:
+        """Return the key's text; a relative ``key_file`` starts in the profile's folder.
+
+        :raises PermanentError: ``openpgp-key-file-missing``.
+        """
+        path = profile_path().parent / self.key_file
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PermanentError(
+                "openpgp-key-file-missing",
+                f"the public key of {self.name!r} can't be read from {path}: {error}",
+                context={"key": self.name},
+                hint="Put the armored public key there: gpg --armor --export FINGERPRINT.",
+            ) from error
+
+
+class Retention(Part):
+    """How long backups are kept; every bound keeps a slip of the pen from deleting everything."""
+
+    days: int = Field(90, ge=7, le=3650)
+    daily: int = Field(7, ge=1, le=366)
+    weekly: int = Field(5, ge=1, le=260)
+    monthly: int = Field(12, ge=1, le=120)
+    yearly: int = Field(2, ge=0, le=50)
+    approval_above: int = Field(20, ge=1, le=1000)
+
+
 class Backup(Part):
-    bucket: str | None = "nephoran-production-backups"
+    """Where backups go, who can open them, who has signed them, and how long they are kept."""
+
+    bucket: str = Field("nephoran-production-backups", min_length=3, max_length=63)
+    prefix: str = Field("backups", pattern=r"^[a-zA-Z0-9][-a-zA-Z0-9_./]*[a-zA-Z0-9]$")
+    staging_bucket: str = Field("nephoran-production-staging", min_length=3, max_length=63)
+    encryption: Literal["public-key", "passphrase"] = "public-key"
+    recipients: tuple[PublicKey, ...] = ()
+    signers: tuple[PublicKey, ...] = ()
+    longest_chain: int = Field(6, ge=1, le=30)
+    retention: Retention = Retention()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Backup:
+        for what, keys in (("recipients", self.recipients), ("signers", self.signers)):
+            if len({key.name for key in keys}) != len(keys) or len({key.fingerprint for key in keys}) != len(keys):
+                raise ValueError(f"{what}: a name or a fingerprint is listed twice")
+        if self.bucket == self.staging_bucket:
+            raise ValueError("staging_bucket must be another bucket: what lies there may be deleted")
+        return self
 
 
 class Targets(Part):

@@ -1,10 +1,15 @@
-"""Where reports and samples are kept: an S3 bucket, or a local folder when no connection is configured."""
+"""Where reports, samples and backups are kept: an S3 bucket, or a local folder when no connection is configured."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +19,30 @@ from nephoran_maintenance.hooks.connections import read_connection
 from nephoran_maintenance.hooks.outside_text import excerpt
 
 Keys = list[str]
+BLOCK_BYTES = 1024 * 1024
+SMALLEST_PART_BYTES = 8 * 1024 * 1024
+PARTS_OF_A_SIZE = 1000
+LONGEST_DOUBLING = 3
+MOST_PARTS = 10_000
+"""S3's own limit. Parts of 8 MiB that double after each thousand, up to 64 MiB, make room for 492 GiB."""
+PARTS_UNDER_WAY = 2
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What an upload left in the store.
+
+    :param version_id: the bucket's version of the object; None where the bucket keeps no versions.
+    """
+
+    key: str
+    size_bytes: int
+    sha256: str
+    version_id: str | None = None
 
 
 class ObjectStoreHook:
-    """Store and read small objects by key, such as ``reports/rolling_upgrade/<operation>/report.json``.
+    """Store and read objects by key, such as ``reports/rolling_upgrade/<operation>/report.json``.
 
     :param connection_id: an Airflow connection of type ``aws``, or None for the local folder.
     :param bucket: the bucket's name; needed with a connection.
@@ -105,6 +130,69 @@ class ObjectStoreHook:
                 return sorted(found)
             options = {"ContinuationToken": page["NextContinuationToken"]}
 
+    @contextlib.contextmanager
+    def uploading(self, key: str) -> Iterator[Upload]:
+        """Store an object of any size that is written block by block: it exists as a whole after the block, or not at all.
+
+        ``upload.stored`` says afterwards what was stored. An error inside the block takes all parts away again. What an
+        earlier try left of this key, killed before it could do so, is taken away first. Safe to repeat: yes.
+        """
+        upload: Upload = _S3Upload(self, _checked(key)) if self.connection_id else _FileUpload(key, self._path(key))
+        try:
+            yield upload
+            upload.finish()
+        except BaseException:
+            upload.abort()
+            raise
+
+    def read_blocks(self, key: str, version_id: str | None = None) -> Iterator[bytes]:
+        """Yield an object's content in blocks of 1 MiB.
+
+        :raises PermanentError: ``not-found``.
+        :raises TransientError: ``object-store-unreachable`` when it is cut off on the way.
+        """
+        if not self.connection_id:
+            try:
+                with self._path(key).open("rb") as file:
+                    while block := file.read(BLOCK_BYTES):
+                        yield block
+            except FileNotFoundError as error:
+                raise self._missing(key) from error
+            return
+        from botocore.exceptions import BotoCoreError, HTTPClientError
+
+        version = {"VersionId": version_id} if version_id else {}
+        with contextlib.closing(self._call("get_object", Key=_checked(key), **version)["Body"]) as body:
+            try:
+                yield from body.iter_chunks(BLOCK_BYTES)
+            except (BotoCoreError, HTTPClientError) as error:
+                raise self._unreachable(error) from error
+
+    def object_lock(self) -> str:
+        """Return how the bucket locks new objects: ``COMPLIANCE 90 days``, ``none``, or ``not measured``."""
+        if not self.connection_id:
+            return "none"
+        try:
+            found = self._call("get_object_lock_configuration").get("ObjectLockConfiguration", {})
+        except MaintenanceError as error:
+            unlocked = error.context.get("code") == "ObjectLockConfigurationNotFoundError"
+            return "none" if unlocked else "not measured"
+        rule = found.get("Rule", {}).get("DefaultRetention", {})
+        if found.get("ObjectLockEnabled") != "Enabled" or not rule:
+            return "none"
+        length = f"{rule['Days']} days" if "Days" in rule else f"{rule.get('Years')} years"
+        return f"{rule.get('Mode')} {length}"
+
+    def locked_until(self, key: str) -> datetime | None:
+        """Return until when the store refuses to delete an object; None: it is not locked.
+
+        :raises PermanentError: ``not-found``.
+        """
+        if not self.connection_id:
+            return None
+        found = self._call("head_object", Key=_checked(key)).get("ObjectLockRetainUntilDate")
+        return found if isinstance(found, datetime) else None
+
     @property
     def _folder(self) -> Path:
         return self.local_folder if self.local_folder is not None else Path()
@@ -121,7 +209,7 @@ class ObjectStoreHook:
         from botocore.config import Config
 
         # A given configuration replaces the connection's own, which has the addressing style: hence both here.
-        limits = {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 2, "mode": "standard"}}
+        limits = {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 3, "mode": "standard"}}
         hook = S3Hook(aws_conn_id=connection_id, config=Config(**{**limits, **extra.get("config_kwargs", {})}))
         return hook.get_conn()
 
@@ -133,12 +221,15 @@ class ObjectStoreHook:
         except ClientError as error:
             raise self._refused(operation, parameters.get("Key", ""), error) from error
         except BotoCoreError as error:
-            raise TransientError(
-                "object-store-unreachable",
-                f"the object store of connection {self.connection_id!r} does not answer: {excerpt(str(error))}",
-                context={"connection": self.connection_id, "bucket": self.bucket},
-                hint="Check the connection's endpoint_url and that it accepts connections from this machine.",
-            ) from error
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> TransientError:
+        return TransientError(
+            "object-store-unreachable",
+            f"the object store of connection {self.connection_id!r} does not answer: {excerpt(str(error))}",
+            context={"connection": self.connection_id, "bucket": self.bucket},
+            hint="Check the connection's endpoint_url and that it accepts connections from this machine.",
+        )
 
     def _refused(self, operation: str, key: str, error: Any) -> MaintenanceError:
         code = str(error.response.get("Error", {}).get("Code", ""))
@@ -151,7 +242,7 @@ class ObjectStoreHook:
                 context=context,
                 hint="Create the bucket, or correct its name in the profile.",
             )
-        if status == 404:
+        if status == 404 and key:
             return self._missing(key)
         text = f"the object store refused {operation} of {key!r} in bucket {self.bucket!r}: {excerpt(str(error))}"
         if status in (401, 403):
@@ -169,6 +260,139 @@ class ObjectStoreHook:
             context={"key": key},
             hint="Check the operation id and where reports are kept.",
         )
+
+
+class Upload:
+    """Takes an object's content block by block and counts it."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.stored: Stored | None = None
+        self._size_bytes = 0
+        self._digest = hashlib.sha256()
+
+    def write(self, block: bytes) -> None:
+        self._digest.update(block)
+        self._size_bytes += len(block)
+        self._take(block)
+
+    def finish(self) -> None:
+        version_id = self._complete()
+        self.stored = Stored(self.key, self._size_bytes, self._digest.hexdigest(), version_id)
+
+    def abort(self) -> None:
+        """Leave nothing of it in the store. Safe to repeat: yes."""
+        raise NotImplementedError
+
+    def _take(self, block: bytes) -> None:
+        raise NotImplementedError
+
+    def _complete(self) -> str | None:
+        raise NotImplementedError
+
+
+class _FileUpload(Upload):
+    def __init__(self, key: str, path: Path) -> None:
+        super().__init__(key)
+        self._target = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._draft = path.with_name(f".{path.name}.part")
+        self._file = self._draft.open("wb")
+
+    def _take(self, block: bytes) -> None:
+        self._file.write(block)
+
+    def _complete(self) -> None:
+        self._file.close()
+        self._draft.replace(self._target)
+
+    def abort(self) -> None:
+        self._file.close()
+        self._draft.unlink(missing_ok=True)
+
+
+class _S3Upload(Upload):
+    """A multipart upload with two parts under way; an object smaller than a part is put at once.
+
+    At most four parts are in memory: the one that is filled, its joined form, and the two under way.
+    """
+
+    def __init__(self, store: ObjectStoreHook, key: str) -> None:
+        super().__init__(key)
+        self._store = store
+        self._upload_id: str | None = None
+        self._blocks: list[bytes] = []
+        self._waiting_bytes = 0
+        self._parts: list[tuple[int, str]] = []
+        self._under_way: list[tuple[int, Future[str]]] = []
+        self._senders = ThreadPoolExecutor(PARTS_UNDER_WAY, thread_name_prefix="upload")
+        self._take_left_overs_away()
+
+    def _take(self, block: bytes) -> None:
+        self._blocks.append(block)
+        self._waiting_bytes += len(block)
+        if self._waiting_bytes >= part_bytes(len(self._parts) + len(self._under_way) + 1):
+            self._send()
+
+    def _send(self) -> None:
+        if self._upload_id is None:
+            self._upload_id = str(self._store._call("create_multipart_upload", Key=self.key)["UploadId"])
+        number = len(self._parts) + len(self._under_way) + 1
+        if number > MOST_PARTS:
+            raise PermanentError(
+                "archive-too-large",
+                f"{self._store.url(self.key)} has more parts than S3 allows",
+                context={"size_bytes": self._size_bytes},
+                hint="Back the parts of this source up one by one: exclude some of it in the parameters.",
+            )
+        if len(self._under_way) == PARTS_UNDER_WAY:
+            self._await_oldest()
+        body = b"".join(self._blocks)
+        self._blocks, self._waiting_bytes = [], 0
+        self._under_way.append((number, self._senders.submit(self._send_part, number, body)))
+
+    def _send_part(self, number: int, body: bytes) -> str:
+        answer = self._store._call("upload_part", Key=self.key, UploadId=self._upload_id, PartNumber=number, Body=body)
+        return str(answer["ETag"])
+
+    def _await_oldest(self) -> None:
+        number, future = self._under_way.pop(0)
+        self._parts.append((number, future.result()))
+
+    def _complete(self) -> str | None:
+        if self._upload_id is None:
+            answer = self._store._call("put_object", Key=self.key, Body=b"".join(self._blocks))
+        else:
+            if self._blocks:
+                self._send()
+            while self._under_way:
+                self._await_oldest()
+            parts = [{"PartNumber": number, "ETag": tag} for number, tag in self._parts]
+            answer = self._store._call(
+                "complete_multipart_upload", Key=self.key, UploadId=self._upload_id, MultipartUpload={"Parts": parts}
+            )
+        self._senders.shutdown()
+        version = answer.get("VersionId")
+        return str(version) if version else None
+
+    def abort(self) -> None:
+        # A part that arrives after the abort would stay: none may be under way.
+        self._senders.shutdown(wait=True, cancel_futures=True)
+        if self._upload_id is not None:
+            with contextlib.suppress(MaintenanceError):
+                self._store._call("abort_multipart_upload", Key=self.key, UploadId=self._upload_id)
+
+    def _take_left_overs_away(self) -> None:
+        found = self._store._call("list_multipart_uploads", Prefix=self.key).get("Uploads", ())
+        for upload in found:
+            if upload["Key"] == self.key:
+                with contextlib.suppress(PermanentError):
+                    self._store._call("abort_multipart_upload", Key=self.key, UploadId=upload["UploadId"])
+
+
+def part_bytes(number: int) -> int:
+    """Return the size of a part by its number, from 1."""
+    return int(SMALLEST_PART_BYTES * 2 ** min((number - 1) // PARTS_OF_A_SIZE, LONGEST_DOUBLING))
 
 
 def _checked(key: str) -> str:

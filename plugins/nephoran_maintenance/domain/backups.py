@@ -1,0 +1,58 @@
+"""Names of backups: types, classes of keeping, ids, and where in the bucket the files of one are."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import UTC, datetime
+from typing import Literal
+
+from nephoran_maintenance.errors import PermanentError
+
+BackupType = Literal["config-only", "incremental", "full"]
+KeepingClass = Literal["daily", "weekly", "monthly", "yearly"]
+
+MANIFEST = "manifest.json"
+CHECKED_NOTE = "checked.json"
+VERIFIED_NOTE = "verified.json"
+SIGNATURE_SUFFIX = ".asc"
+_ID = re.compile(r"(?P<type>config-only|incremental|full)-(?P<at>\d{8}t\d{6}z)-(?P<hash>[0-9a-f]{6})")
+_AT = "%Y%m%dt%H%M%Sz"
+
+
+def backup_id(backup_type: BackupType, started_at: datetime, operation_id: str) -> str:
+    """Return the id of the backup that an operation makes: the same in every try, valid for Kubernetes and Weaviate."""
+    digest = hashlib.sha256(operation_id.encode()).hexdigest()[:6]
+    return f"{backup_type}-{started_at.astimezone(UTC).strftime(_AT)}-{digest}"
+
+
+def started_at_of(identifier: str) -> datetime:
+    """Return the moment in a backup's id.
+
+    :raises PermanentError: ``backup-id-invalid``.
+    """
+    if (found := _ID.fullmatch(identifier)) is not None:
+        try:
+            return datetime.strptime(found["at"], _AT).replace(tzinfo=UTC)
+        except ValueError:
+            pass
+    raise PermanentError(
+        "backup-id-invalid",
+        f"{identifier!r} is no id of a backup",
+        context={"backup": identifier},
+        hint="An id looks like full-20261124t023000z-1a2b3c; list the bucket's backups for those that exist.",
+    )
+
+
+def is_backup_id(identifier: str) -> bool:
+    try:
+        started_at_of(identifier)
+    except PermanentError:
+        return False
+    return True
+
+
+def folder_of(prefix: str, identifier: str) -> str:
+    """Return the folder of a backup in its bucket."""
+    started_at_of(identifier)
+    return f"{prefix}/{identifier}"

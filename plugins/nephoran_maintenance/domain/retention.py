@@ -1,0 +1,155 @@
+"""How long backups are kept: what may go, what must stay, and why.
+
+Everything stays for some days. Of what is older, so many days, weeks, months and years keep one backup each. Beyond
+that nothing goes that anything kept is built on, that the store has locked, or that is the last proof of its kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from nephoran_maintenance.domain.backups import KeepingClass
+from nephoran_maintenance.domain.chain import KnownBackup
+from nephoran_maintenance.profile import Retention
+
+RANKS: Mapping[KeepingClass, int] = {"daily": 0, "weekly": 1, "monthly": 2, "yearly": 3}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of one backup; ``reasons`` say why it stays, and are empty when it goes."""
+
+    backup: KnownBackup
+    at: datetime
+    reasons: tuple[str, ...]
+
+    @property
+    def age_days(self) -> float:
+        return (self.at - self.backup.ended_at) / timedelta(days=1)
+
+    @property
+    def keep(self) -> bool:
+        return bool(self.reasons)
+
+
+@dataclass(frozen=True)
+class RetentionPlan:
+    verdicts: tuple[Verdict, ...]
+    asks_for_approval: bool
+
+    @property
+    def to_delete(self) -> tuple[str, ...]:
+        """Ids of what goes: no backup before one that is built on it, so that a kill between two breaks no chain."""
+        goes = [verdict.backup for verdict in self.verdicts if not verdict.keep]
+        return tuple(b.backup_id for b in sorted(goes, key=lambda b: (b.depth, b.started_at), reverse=True))
+
+
+def plan_retention(backups: Iterable[KnownBackup], at: datetime, rules: Retention) -> RetentionPlan:
+    """Return what becomes of each backup, the newest first.
+
+    :param backups: all whose manifests are valid; whatever else lies in the bucket is none of this.
+    """
+    newest_first = sorted(backups, key=lambda backup: (backup.started_at, backup.backup_id), reverse=True)
+    reasons: dict[str, list[str]] = {backup.backup_id: [] for backup in newest_first}
+
+    def keep(backup: KnownBackup | None, reason: str) -> None:
+        if backup is not None:
+            reasons[backup.backup_id].append(reason)
+
+    limit = at - timedelta(days=rules.days)
+    old = []
+    for backup in newest_first:
+        # The end counts: what took long is not older for it. A clock that is ahead makes it younger, and it stays.
+        if backup.ended_at > limit:
+            keep(backup, f"younger than {rules.days} days")
+        else:
+            old.append(backup)
+        if _is_locked(backup, at):
+            keep(backup, f"locked until {backup.locked_until:%Y-%m-%d}")
+    for name, backup in _kept_by_count(old, rules):
+        keep(backup, name)
+    by_id = {backup.backup_id: backup for backup in newest_first}
+
+    def is_whole(backup: KnownBackup) -> bool:
+        return _links(backup, by_id)[-1].parent_id is None
+
+    # Of two proofs also the one that can still be used.
+    keep(_newest(newest_first, lambda b: b.verified_at is not None), "the last verified one")
+    keep(_newest(newest_first, lambda b: b.verified_at is not None and is_whole(b)), "the last verified one")
+    keep(_newest(newest_first, lambda b: _is_good(b) and is_whole(b)), "the last checked one with data")
+    keep(_newest(newest_first, lambda b: True), "the newest")
+    _keep_links(by_id, reasons)
+    verdicts = tuple(Verdict(b, at, tuple(dict.fromkeys(reasons[b.backup_id]))) for b in newest_first)
+    return RetentionPlan(verdicts, sum(not verdict.keep for verdict in verdicts) > rules.approval_above)
+
+
+def table(plan: RetentionPlan) -> list[dict[str, str]]:
+    """Return the plan as rows for the log and the report."""
+    return [
+        {
+            "backup": verdict.backup.backup_id,
+            "age_days": f"{verdict.age_days:.1f}",
+            "grade": "verified" if verdict.backup.verified_at else "checked" if verdict.backup.checked_at else "none",
+            "action": "keep" if verdict.keep else "delete",
+            "reason": ", ".join(verdict.reasons) or "past its time and not needed",
+        }
+        for verdict in plan.verdicts
+    ]
+
+
+def _kept_by_count(old: Sequence[KnownBackup], rules: Retention) -> Iterable[tuple[str, KnownBackup]]:
+    slots: tuple[tuple[KeepingClass, int, Callable[[datetime], Hashable]], ...] = (
+        ("daily", rules.daily, lambda moment: moment.date()),
+        ("weekly", rules.weekly, lambda moment: moment.isocalendar()[:2]),
+        ("monthly", rules.monthly, lambda moment: (moment.year, moment.month)),
+        ("yearly", rules.yearly, lambda moment: moment.year),
+    )
+    for name, count, slot_of in slots:
+        slots_found: dict[Hashable, list[KnownBackup]] = {}
+        for backup in old:
+            slot = slot_of(backup.started_at.astimezone(UTC))
+            if slot not in slots_found and len(slots_found) == count:
+                break
+            slots_found.setdefault(slot, []).append(backup)
+        for candidates in slots_found.values():
+            yield name, max(candidates, key=lambda backup: _worth(backup, name))
+
+
+def _worth(backup: KnownBackup, name: KeepingClass) -> tuple[bool, bool, bool, bool, datetime]:
+    """Return what decides between the backups of one day, week, month or year: the greatest is kept."""
+    meant = RANKS[name] > 0 and RANKS[backup.keeping] >= RANKS[name]
+    checked, verified = backup.checked_at is not None, backup.verified_at is not None
+    return meant, backup.holds_data and checked, verified, backup.holds_data, backup.started_at
+
+
+def _is_locked(backup: KnownBackup, at: datetime) -> bool:
+    return backup.locked_until is not None and backup.locked_until > at
+
+
+def _is_good(backup: KnownBackup) -> bool:
+    return backup.holds_data and backup.checked_at is not None
+
+
+def _newest(newest_first: Iterable[KnownBackup], is_meant: Callable[[KnownBackup], bool]) -> KnownBackup | None:
+    return next((backup for backup in newest_first if is_meant(backup)), None)
+
+
+def _keep_links(by_id: Mapping[str, KnownBackup], reasons: dict[str, list[str]]) -> None:
+    """Keep what anything kept is built on, whatever their clocks say."""
+    for backup in [backup for backup in by_id.values() if backup.parent and reasons[backup.backup_id]]:
+        for link in _links(backup, by_id)[1:]:
+            reasons[link.backup_id].append(f"needed by {backup.backup_id}")
+
+
+def _links(backup: KnownBackup, by_id: Mapping[str, KnownBackup]) -> list[KnownBackup]:
+    """Return a backup and what of its chain there is, itself first."""
+    links = [backup]
+    if backup.parent is None:
+        return links
+    seen = {backup.backup_id}
+    while (parent := by_id.get(links[-1].parent_id or "")) is not None and parent.backup_id not in seen:
+        links.append(parent)
+        seen.add(parent.backup_id)
+    return links

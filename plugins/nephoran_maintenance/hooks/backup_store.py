@@ -1,0 +1,207 @@
+"""Backups as they lie in the object store: manifests and notes with their signatures, and reading everything back."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from nephoran_maintenance.domain.backups import (
+    CHECKED_NOTE,
+    MANIFEST,
+    SIGNATURE_SUFFIX,
+    VERIFIED_NOTE,
+    folder_of,
+    is_backup_id,
+)
+from nephoran_maintenance.domain.chain import KnownBackup, known
+from nephoran_maintenance.domain.manifest import (
+    Manifest,
+    Note,
+    StoredFile,
+    check_time,
+    compare_files,
+    compare_recipients,
+    encoded,
+    open_manifest,
+    open_note,
+    sha256_of,
+)
+from nephoran_maintenance.domain.openpgp_keys import PinnedKey, Signature
+from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.hooks.object_store import ObjectStoreHook
+from nephoran_maintenance.hooks.openpgp import OpenPgpHook, SigningKey
+
+HEAD_BYTES = 8192
+"""Enough of an archive to see who can open it: some 200 bytes for each recipient with a modern key, 600 with RSA."""
+NOTES = {"checked": CHECKED_NOTE, "verified": VERIFIED_NOTE}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """:param backups: those with a valid manifest. :param problems: by id, why a backup with a manifest does not count."""
+
+    backups: tuple[KnownBackup, ...]
+    problems: dict[str, str]
+
+
+class BackupStore:
+    """Read and write what makes a backup one.
+
+    :param pgp: an open hook; the signers' keys are taken in here.
+    :param prefix: the folder of all backups in the bucket.
+    """
+
+    def __init__(self, store: ObjectStoreHook, pgp: OpenPgpHook, prefix: str, signers: Iterable[PinnedKey]) -> None:
+        self.store, self._pgp, self._prefix = store, pgp, prefix
+        self._signers = list(signers)
+        pgp.import_pinned(self._signers)
+
+    def folder(self, backup_id: str) -> str:
+        return folder_of(self._prefix, backup_id)
+
+    def write_manifest(self, manifest: Manifest, key: SigningKey) -> str:
+        """Store a manifest and then its signature, with which the backup begins to exist; return its SHA-256.
+
+        Safe to repeat: yes, both are written again; the signature always fits the manifest that it was written after.
+        """
+        return self._write_signed(manifest.backup_id, MANIFEST, encoded(manifest), key)
+
+    def write_note(self, note: Note, key: SigningKey) -> str:
+        """Store a note beside the manifest, signed by itself. Safe to repeat: yes."""
+        return self._write_signed(note.backup_id, NOTES[note.grade], encoded(note), key)
+
+    def read_manifest(self, backup_id: str, *, cluster_uid: str | None = None) -> tuple[Manifest, bytes]:
+        """Return a backup's manifest and its bytes, after everything that can be said without its archives.
+
+        :raises PermanentError: ``backup-not-found``, ``openpgp-signature-invalid`` or ``manifest-invalid``.
+        """
+        try:
+            data, signature = self._read_signed(backup_id, MANIFEST)
+        except PermanentError as error:
+            if error.reference != "not-found":
+                raise
+            raise PermanentError(
+                "backup-not-found",
+                f"there is no backup {backup_id}: it has no signed manifest",
+                context={"backup": backup_id},
+                hint="List the bucket for those that exist; what lies there without a manifest was never finished.",
+            ) from error
+        signed: list[Signature] = []
+
+        def verify(content: bytes, text: str) -> Signature:
+            signed.append(self._verify(content, text))
+            return signed[0]
+
+        manifest = open_manifest(backup_id, data, signature, verify, cluster_uid=cluster_uid)
+        check_time(manifest, signed[0].signed_at)
+        return manifest, data
+
+    def read_note(self, backup_id: str, grade: str, manifest: bytes) -> Note | None:
+        """Return a note on a backup, None when there is none.
+
+        :raises PermanentError: ``openpgp-signature-invalid`` or ``manifest-invalid`` for one that is not of this manifest.
+        """
+        try:
+            data, signature = self._read_signed(backup_id, NOTES[grade])
+        except PermanentError as error:
+            if error.reference == "not-found":
+                return None
+            raise
+        return open_note(backup_id, grade, data, signature, self._verify, manifest)
+
+    def list(self) -> Listing:
+        """Return all backups that exist, the oldest first, and what only looks like one."""
+        suffix = f"/{MANIFEST}{SIGNATURE_SUFFIX}"
+        ids = [key[: -len(suffix)].rpartition("/")[2] for key in self.store.list(f"{self._prefix}/") if suffix in key]
+        found: list[KnownBackup] = []
+        problems: dict[str, str] = {}
+        for backup_id in filter(is_backup_id, ids):
+            try:
+                found.append(self.known(backup_id))
+            except PermanentError as error:
+                problems[backup_id] = str(error)
+        return Listing(tuple(sorted(found, key=lambda backup: backup.started_at)), problems)
+
+    def known(self, backup_id: str) -> KnownBackup:
+        """Return what the rules need to know of one backup.
+
+        :raises PermanentError: as :meth:`read_manifest` and :meth:`read_note`.
+        """
+        manifest, data = self.read_manifest(backup_id)
+        notes = {grade: self.read_note(backup_id, grade, data) for grade in NOTES}
+        moments = {f"{grade}_at": note.at if note else None for grade, note in notes.items()}
+        locked_until = self.store.locked_until(f"{self.folder(backup_id)}/{MANIFEST}")
+        return known(manifest, sha256_of(data), locked_until=locked_until, **moments)
+
+    def read_back(
+        self, backup_id: str, at: datetime, operation_id: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> Note:
+        """Read every file of a backup and compare it with the manifest; return what can be noted when all is right.
+
+        Reads, decrypts nothing and needs no private key. Safe to repeat: yes.
+
+        :raises PermanentError: ``backup-damaged``, naming each file that is missing, cut, changed, or open to others.
+        """
+        started = clock()
+        manifest, data = self.read_manifest(backup_id)
+        found: dict[str, tuple[int, str] | None] = {}
+        heads: dict[str, bytes] = {}
+        for file in manifest.files:
+            seen = self._read(backup_id, file)
+            found[file.key] = seen[:2] if seen else None
+            heads[file.key] = seen[2] if seen else b""
+        compare_files(backup_id, manifest.files, found)
+        for source in manifest.sources:
+            if source.archive:
+                named = self._pgp.recipients_of(heads[source.archive.key])
+                compare_recipients(backup_id, manifest, source.archive.key, named)
+        return Note(
+            grade="checked",
+            backup_id=backup_id,
+            manifest_sha256=sha256_of(data),
+            at=at,
+            files=len(found),
+            read_bytes=sum(file.size_bytes for file in manifest.files),
+            duration_seconds=round(clock() - started, 3),
+            operation_id=operation_id,
+        )
+
+    def _read(self, backup_id: str, file: StoredFile) -> tuple[int, str, bytes] | None:
+        digest, size_bytes, head = hashlib.sha256(), 0, b""
+        try:
+            for block in self.store.read_blocks(f"{self.folder(backup_id)}/{file.key}", file.version_id):
+                head = head or block[:HEAD_BYTES]
+                digest.update(block)
+                size_bytes += len(block)
+        except PermanentError as error:
+            if error.reference == "not-found":
+                return None
+            raise
+        return size_bytes, digest.hexdigest(), head
+
+    def _write_signed(self, backup_id: str, name: str, data: bytes, key: SigningKey) -> str:
+        self._pgp_knows(key)
+        signature = self._pgp.sign(data, key)
+        self.store.put_bytes(f"{self.folder(backup_id)}/{name}", data, content_type="application/json")
+        self.store.put_text(f"{self.folder(backup_id)}/{name}{SIGNATURE_SUFFIX}", signature)
+        return sha256_of(data)
+
+    def _pgp_knows(self, key: SigningKey) -> None:
+        """:raises PermanentError: ``openpgp-signer-not-pinned``: nobody would accept what it signs."""
+        if key.fingerprint not in {pin.fingerprint for pin in self._signers}:
+            raise PermanentError(
+                "openpgp-signer-not-pinned",
+                f"the signing key {key.fingerprint} is not among backup.signers of the profile",
+                hint="Add its public key to backup.signers, so that its backups are accepted.",
+            )
+
+    def _verify(self, data: bytes, signature: str) -> Signature:
+        return self._pgp.verify(data, signature, self._signers)
+
+    def _read_signed(self, backup_id: str, name: str) -> tuple[bytes, str]:
+        key = f"{self.folder(backup_id)}/{name}"
+        signature = self.store.get_bytes(f"{key}{SIGNATURE_SUFFIX}").decode("utf-8", "replace")
+        return self.store.get_bytes(key), signature

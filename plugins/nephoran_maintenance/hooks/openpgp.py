@@ -1,0 +1,401 @@
+"""OpenPGP by gpg: public keys that are pinned by fingerprint, a signing key that gpg holds in memory only.
+
+Every hook has a GNUPGHOME of its own in a memory-backed folder, and takes it away again with its agent. There is no web
+of trust in it: a key is trusted because the profile names its fingerprint, and no other key is ever imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from nephoran_maintenance.domain.openpgp_keys import Key, PinnedKey, Signature, check_recipients, find_key
+from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.hooks.connections import read_connection
+from nephoran_maintenance.hooks.outside_text import excerpt
+
+BLOCK_BYTES = 1024 * 1024
+_PREFIX = "nephoran-gpg-"
+_LOCK = ".lock"
+_MEMORY = ("tmpfs", "ramfs")
+# The agent keeps no passphrase. It does not measure for a second how long it could stretch one: its copy of the key is
+# in memory, in a home of mode 0700 that is gone after the signature.
+_AGENT_SETTINGS = "default-cache-ttl 0\nmax-cache-ttl 0\ns2k-count 65536\ndisable-scdaemon\n"
+# What is encrypted has been compressed already. In the symmetric case the passphrase is stretched as far as gpg can.
+_DATA_OPTIONS = ("--compress-algo", "none", "-z", "0", "--cipher-algo", "AES256")
+_STRETCHED = (
+    "--s2k-mode",
+    "3",
+    "--s2k-cipher-algo",
+    "AES256",
+    "--s2k-digest-algo",
+    "SHA512",
+    "--s2k-count",
+    "65011712",
+)
+
+
+@dataclass(frozen=True)
+class Passphrase:
+    """The symmetric way for small sites: who has it can read every backup, the worker too."""
+
+    value: str
+
+    def __repr__(self) -> str:
+        return "Passphrase(***)"
+
+
+class OpenPgpHook:
+    """Encrypt, sign and verify with keys of this hook alone; use it as a context manager.
+
+    :raises PermanentError: ``openpgp-no-memory-folder`` or ``openpgp-missing`` on entering.
+    """
+
+    def __init__(self) -> None:
+        self._home: Path | None = None
+        self._gpg: Any = None
+        self._lock: Any = None
+
+    def __enter__(self) -> Self:
+        folder = memory_folder(os.environ)
+        sweep(folder)
+        self._home = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))  # of mode 0700
+        try:
+            (self._home / "gpg-agent.conf").write_text(_AGENT_SETTINGS, encoding="ascii")
+            self._lock = (self._home / _LOCK).open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._gpg = self._client()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def home(self) -> Path:
+        if self._home is None:
+            raise PermanentError("openpgp-missing", "gpg is used before it was opened", hint="Report this as a defect.")
+        return self._home
+
+    def close(self) -> None:
+        """End the agent and remove the home. Safe to repeat: yes."""
+        if self._home is None:
+            return
+        _remove(self._home)
+        if self._lock is not None:
+            self._lock.close()
+        self._home = self._gpg = self._lock = None
+
+    def import_pinned(self, pins: Iterable[PinnedKey]) -> list[Key]:
+        """Take public keys in and return them in order.
+
+        :raises PermanentError: ``openpgp-key-not-pinned`` when a file holds another key than its pin says.
+        """
+        keys = []
+        for pin in pins:
+            result = self._gpg.import_keys(pin.armored)
+            if pin.fingerprint not in result.fingerprints or set(result.fingerprints) != {pin.fingerprint}:
+                raise PermanentError(
+                    "openpgp-key-not-pinned",
+                    f"the key of {pin.name!r} is {', '.join(sorted(set(result.fingerprints))) or 'no OpenPGP key'}, "
+                    f"expected {pin.fingerprint} alone",
+                    context={"key": pin.name},
+                    hint="Ask its owner for the fingerprint over another channel; then correct the file or the pin.",
+                )
+            keys.append(find_key(self.keys(), pin))
+        return keys
+
+    def import_recipients(self, pins: Iterable[PinnedKey], at: datetime) -> list[Key]:
+        """Take the recipients' keys in, refuse any that can't be encrypted to, and return them.
+
+        :raises PermanentError: ``openpgp-no-recipients``, ``openpgp-key-not-pinned`` or ``openpgp-key-unusable``.
+        """
+        pins = list(pins)
+        keys = self.import_pinned(pins)
+        check_recipients(pins, keys, at)
+        return keys
+
+    def import_signing_key(self, connection_id: str, recipients: Iterable[Key] = ()) -> SigningKey:
+        """Take the signing key of a connection in: extra ``private_key``, armored; its password is the passphrase.
+
+        :raises PermanentError: ``openpgp-signing-key-invalid`` when there is none, when it has no passphrase, or when it
+            could decrypt what is encrypted here.
+        """
+        connection = read_connection(connection_id)
+        armored = str(connection.extra_dejson.get("private_key") or "")
+        passphrase = str(connection.password or "")
+        result = self._gpg.import_keys(armored) if armored else None
+        found = sorted(set(result.fingerprints)) if result is not None else []
+        problem = None
+        if len(found) != 1 or not self._gpg.list_keys(secret=True):
+            problem = "holds no OpenPGP private key, or several"
+        elif not passphrase or self._unprotected():
+            problem = "holds a private key without a passphrase"
+        elif found[0] in {key.fingerprint for key in recipients}:
+            problem = "holds the private key of a recipient, with which this worker could read every backup"
+        if problem:
+            raise PermanentError(
+                "openpgp-signing-key-invalid",
+                f"the connection {connection_id!r} {problem}",
+                context={"connection": connection_id},
+                hint="Put a key that can only sign, protected by a passphrase, into the connection: "
+                "extra private_key, and password.",
+            )
+        return SigningKey(found[0], passphrase)
+
+    def keys(self) -> list[Key]:
+        """Return all keys that were taken in."""
+        return [_key(entry) for entry in self._gpg.list_keys()]
+
+    def sign(self, data: bytes, key: SigningKey) -> str:
+        """Return an armored detached signature.
+
+        :raises PermanentError: ``openpgp-signing-failed``, mostly a wrong passphrase or an expired key.
+        """
+        options = ["--digest-algo", "SHA512", "--local-user", key.fingerprint]
+        result = self._gpg.sign(data, passphrase=key.passphrase, detach=True, clearsign=False, extra_args=options)
+        if result.returncode != 0 or not result.data:
+            raise PermanentError(
+                "openpgp-signing-failed",
+                f"gpg does not sign with {key.fingerprint}: {_reason(result)}",
+                hint="Check the passphrase in the signing connection, and whether the key has expired.",
+            )
+        return bytes(result.data).decode("ascii")
+
+    def verify(self, data: bytes, signature: str, signers: Iterable[PinnedKey]) -> Signature:
+        """Return who signed these bytes and when.
+
+        :raises PermanentError: ``openpgp-signature-invalid`` unless exactly these bytes were signed by a pinned signer.
+        """
+        expected = {pin.fingerprint for pin in signers}
+        file = self.home / "signature.asc"
+        file.write_text(signature, encoding="utf-8")
+        result = self._gpg.verify_data(str(file), data)
+        signer = str(result.pubkey_fingerprint or "")
+        # python-gnupg calls a signature by an expired or a revoked key not valid either.
+        if result.returncode != 0 or not result.valid or signer not in expected:
+            raise PermanentError(
+                "openpgp-signature-invalid",
+                f"the signature is not one of {', '.join(sorted(expected)) or 'no signer'} over these bytes: "
+                f"{signer or 'unknown signer'}, {excerpt(str(result.status or 'no signature'))}",
+                hint="Trust nothing of this backup; find out who wrote it.",
+            )
+        return Signature(signer, datetime.fromtimestamp(int(result.sig_timestamp), UTC))
+
+    def encrypt(self, chunks: Iterable[bytes], sink: Callable[[bytes], object], to: Iterable[Key] | Passphrase) -> None:
+        """Encrypt a stream; ``sink`` gets the ciphertext block by block, and gpg waits for it.
+
+        An error of ``chunks`` or of ``sink`` stops the stream and is raised as it is.
+
+        :raises PermanentError: ``openpgp-no-recipients`` or ``openpgp-encryption-failed``.
+        """
+        if isinstance(to, Passphrase):
+            how: dict[str, Any] = {"recipients": None, "symmetric": "AES256", "passphrase": to.value}
+            how["extra_args"] = [*_DATA_OPTIONS, *_STRETCHED]
+        else:
+            fingerprints = [key.fingerprint for key in to]
+            if not fingerprints:
+                check_recipients([], [], datetime.now(UTC))
+            how = {"recipients": fingerprints, "always_trust": True, "extra_args": list(_DATA_OPTIONS)}
+        self._stream("encrypt_file", chunks, sink, {"armor": False, **how}, "openpgp-encryption-failed")
+
+    def decrypt(self, chunks: Iterable[bytes], sink: Callable[[bytes], object], passphrase: str | None = None) -> None:
+        """Decrypt a stream with a private key, or a passphrase, that was taken in.
+
+        :raises PermanentError: ``openpgp-decryption-failed``, also for changed or cut ciphertext: whatever ``sink`` got
+            until then is worthless.
+        """
+        self._stream("decrypt_file", chunks, sink, {"passphrase": passphrase}, "openpgp-decryption-failed")
+
+    def recipients_of(self, head: bytes) -> tuple[str, ...]:
+        """Return the ids of the subkeys that an encrypted stream says it can be opened with.
+
+        :param head: its beginning; a few KiB are enough.
+        """
+        result = self._gpg.decrypt(head, extra_args=["--list-only"])
+        lines = (line.split() for line in str(result.stderr).splitlines())
+        return tuple(sorted(words[2] for words in lines if words[:2] == ["[GNUPG:]", "ENC_TO"]))
+
+    def _stream(
+        self,
+        method: str,
+        chunks: Iterable[bytes],
+        sink: Callable[[bytes], object],
+        how: Mapping[str, Any],
+        reference: str,
+    ) -> None:
+        # A client of its own: its callback belongs to this one stream.
+        gpg, flow = self._client(), _Flow(chunks, sink)
+        gpg.buffer_size = BLOCK_BYTES
+        gpg.on_data = flow.take
+        try:
+            result = getattr(gpg, method)(flow, **how)
+        except OSError as error:
+            # gpg has ended and no longer reads: its own words say why.
+            if flow.failure is None:
+                raise PermanentError(
+                    reference, "gpg ended before the end of the data", hint="Read gpg's words above."
+                ) from error
+            result = None
+        if flow.failure is not None:
+            raise flow.failure
+        if result is None or result.returncode != 0 or not result.ok:
+            raise PermanentError(
+                reference,
+                f"gpg ended with {getattr(result, 'returncode', None)}: {_reason(result)}",
+                hint="What was written so far is not a whole message; the step leaves nothing of it behind.",
+            )
+
+    def _client(self) -> Any:
+        import gnupg
+
+        # Our errors carry gpg's words; its own lines would alarm where a refusal is what is asked for.
+        logging.getLogger("gnupg").setLevel(logging.CRITICAL)
+        environment = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.home), "LC_ALL": "C.UTF-8"}
+        # --no-options: not the settings of whoever runs the worker. Nothing is fetched from a key server.
+        options = ["--no-options", "--no-auto-key-retrieve", "--no-auto-key-locate"]
+        try:
+            return gnupg.GPG(gnupghome=str(self.home), env=environment, options=options, encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise PermanentError(
+                "openpgp-missing",
+                f"gpg can't be run on this worker: {excerpt(str(error))}",
+                hint="Install the Debian package gnupg in the workers' image.",
+            ) from error
+
+    def _unprotected(self) -> bool:
+        """Return whether the private key signs without a passphrase; the file of the agent does not tell."""
+        # python-gnupg hands an empty passphrase on as the first line of the data.
+        result = self._gpg.sign(b"\nx", passphrase="", detach=True, clearsign=False)
+        return bool(result.data)
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """A private key inside gpg and the passphrase that opens it."""
+
+    fingerprint: str
+    passphrase: str
+
+    def __repr__(self) -> str:
+        return f"SigningKey({self.fingerprint})"
+
+
+class _Flow:
+    """A stream through gpg as python-gnupg wants it: a file to read and a callback; keeps the first error of either."""
+
+    def __init__(self, chunks: Iterable[bytes], sink: Callable[[bytes], object]) -> None:
+        self._chunks: Iterator[bytes] = iter(chunks)
+        self._sink = sink
+        self.failure: BaseException | None = None
+
+    def read(self, _size: int) -> bytes:
+        if self.failure is not None:
+            return b""
+        try:
+            # An empty chunk would be taken for the end.
+            return next((chunk for chunk in self._chunks if chunk), b"")
+        except BaseException as error:  # noqa: BLE001 (raised in the thread that waits for gpg)
+            self.failure = self.failure or error
+            return b""
+
+    def take(self, block: bytes) -> bool:
+        if block and self.failure is None:
+            try:
+                self._sink(block)
+            except BaseException as error:  # noqa: BLE001 (the same)
+                self.failure = self.failure or error
+        return False  # python-gnupg would keep every block otherwise
+
+
+def memory_folder(environment: Mapping[str, str]) -> Path:
+    """Return a writable folder that never reaches a disk.
+
+    :raises PermanentError: ``openpgp-no-memory-folder``.
+    """
+    candidates = [Path(name) for name in (environment.get("XDG_RUNTIME_DIR"), "/dev/shm") if name]
+    kinds = _mounts()
+    for folder in candidates:
+        if folder.is_dir() and os.access(folder, os.W_OK) and _kind_of(folder.resolve(), kinds) in _MEMORY:
+            return folder
+    raise PermanentError(
+        "openpgp-no-memory-folder",
+        f"none of {', '.join(map(str, candidates))} is a writable tmpfs; the signing key must not touch a disk",
+        hint="Mount a tmpfs on /dev/shm in the workers, or set XDG_RUNTIME_DIR to one.",
+    )
+
+
+def _mounts() -> dict[Path, str]:
+    text = Path("/proc/self/mounts").read_text(encoding="utf-8")
+    return {Path(words[1]): words[2] for words in (line.split() for line in text.splitlines())}
+
+
+def _kind_of(folder: Path, kinds: Mapping[Path, str]) -> str:
+    return next((kinds[path] for path in (folder, *folder.parents) if path in kinds), "")
+
+
+def sweep(folder: Path) -> None:
+    """Remove the homes of hooks whose process is gone: killed, they could not do it themselves."""
+    for home in folder.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError), (home / _LOCK).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(home)
+
+
+def _remove(home: Path) -> None:
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(
+            ("gpgconf", "--homedir", str(home), "--kill", "gpg-agent"),
+            env={"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=10,
+            check=False,
+        )
+    # An agent that did not listen notices that its home is gone, and ends.
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _key(entry: Mapping[str, Any]) -> Key:
+    subkeys = entry.get("subkey_info", {})
+    usable = [
+        str(key_id)
+        for key_id, info in {entry["keyid"]: entry, **subkeys}.items()
+        if "e" in str(info.get("cap", "")) and str(info.get("trust", "")) not in ("e", "r", "i", "d")
+    ]
+    ends = [
+        _moment(info.get("expires")) for key_id, info in {entry["keyid"]: entry, **subkeys}.items() if key_id in usable
+    ]
+    primary_ends = _moment(entry.get("expires"))
+    # A key opens and closes as long as it and one of its subkeys live.
+    last = None if None in ends else max((end for end in ends if end), default=None)
+    return Key(
+        fingerprint=str(entry["fingerprint"]),
+        validity=str(entry["trust"]),
+        capabilities=str(entry["cap"]),
+        encryption_key_ids=tuple(sorted(usable)),
+        expires_at=min((end for end in (primary_ends, last) if end is not None), default=None),
+    )
+
+
+def _moment(text: object) -> datetime | None:
+    return datetime.fromtimestamp(int(str(text)), UTC) if text else None
+
+
+def _reason(result: Any) -> str:
+    """Return gpg's own words without its status lines."""
+    lines = str(getattr(result, "stderr", "")).splitlines()
+    return excerpt(" ".join(line for line in lines if not line.startswith("[GNUPG:]")) or "no reason given")
