@@ -171,13 +171,13 @@ class Listing:
         return f"{self.served.label}{f' in namespace {self.namespace}' if self.namespace else ''}"
 
 
-_CLUSTER_WIDE: tuple[tuple[str, str, Purpose], ...] = (
+CLUSTER_WIDE: tuple[tuple[str, str, Purpose], ...] = (
     ("apiextensions.k8s.io", "customresourcedefinitions", "crd"),
     ("", "namespaces", "namespace"),
     ("storage.k8s.io", "storageclasses", "record"),
     ("", "persistentvolumes", "record"),
 )
-_CLUSTER_ACCESS: tuple[tuple[str, str, Purpose], ...] = (
+CLUSTER_ACCESS: tuple[tuple[str, str, Purpose], ...] = (
     (RBAC_GROUP, "clusterrolebindings", "bindings"),
     (RBAC_GROUP, "clusterroles", "roles"),  # last: which of them count is known from the bindings
 )
@@ -207,10 +207,10 @@ def listings(discovery: Discovery, namespaces: Sequence[str]) -> list[Listing]:
         ]
 
     return [
-        *cluster_wide(_CLUSTER_WIDE),
+        *cluster_wide(CLUSTER_WIDE),
         *(Listing(served, namespace, "object") for namespace in namespaces for served in ordinary),
         *(Listing(served, None, "custom") for served in custom),
-        *cluster_wide(_CLUSTER_ACCESS),
+        *cluster_wide(CLUSTER_ACCESS),
     ]
 
 
