@@ -104,6 +104,7 @@ def write_archive(members: Iterable[Member]) -> int:
             head = tarfile.TarInfo(member.path)
             head.size = member.size_bytes
             archive.addfile(head, Chunks(member.chunks))
+            archive.members.clear()  # else it keeps the head of every member
     return end.size_bytes
 
 
