@@ -25,6 +25,7 @@ Purpose = Literal["object", "custom", "crd", "namespace", "bindings", "roles", "
 NEPHORAN_GROUP = "nephoran.com"
 RBAC_GROUP = "rbac.authorization.k8s.io"
 ROOT = "kubernetes"
+AGAIN = "again"
 LONGEST_NAME_BYTES = 240
 """A file name may have 255 bytes; an object's name may have 253, and names of roles any number."""
 
@@ -449,11 +450,12 @@ def captured(listing: Listing, found: JsonObject) -> Iterator[Captured]:
 def path_of(served: Served, namespace: str | None, name: str) -> str:
     """Return where an object lies: ``namespaces/<namespace>/<plural>.<group>/<name>.json`` or ``cluster/…``.
 
-    A name too long for a file is cut and ends in a digest of the whole.
+    A name too long for a file, or with characters that no file should have, is cut and ends in a digest of the whole.
     """
-    if len(name.encode()) > LONGEST_NAME_BYTES:
+    if len(name.encode()) > LONGEST_NAME_BYTES or "\\" in name or not name.isprintable():
+        name, whole = "".join(character for character in name if character.isprintable() and character != "\\"), name
         cut = name.encode()[: LONGEST_NAME_BYTES - 17].decode(errors="ignore")
-        name = f"{cut}~{digest_of(name.encode())[:16]}"
+        name = f"{cut}~{digest_of(whole.encode())[:16]}"
     scope = f"namespaces/{namespace}" if namespace else "cluster"
     return f"{scope}/{served.label}/{name}.json"
 
@@ -497,8 +499,9 @@ class Selection:
     """Which files of a cluster go into this archive, decided object by object while lists stream by.
 
     A list that has to begin again is told by :meth:`begin`: what it gave before no longer counts, and what it gives
-    again the same is not written again. A file whose object vanished in between may thus lie in the archive;
-    ``digests`` says what belongs to the backup.
+    again the same is not written again. A name can't come twice in an archive, so an object that changed in between is
+    written below ``again/<n>/``, where the highest number counts. An object that vanished in between still lies in the
+    archive and is in ``superseded``. ``digests`` says, by the path without ``again/<n>/``, what belongs to the backup.
 
     :param parent: digests of the backup before, by path; empty: everything is written.
     """
@@ -510,6 +513,8 @@ class Selection:
     objects: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     restarted: list[str] = field(default_factory=list)
+    superseded: list[str] = field(default_factory=list)
+    _passes: int = 0
     _written: dict[str, str] = field(default_factory=dict)
     _of_list: list[str] = field(default_factory=list)
     _objects_of_list: int = 0
@@ -521,11 +526,14 @@ class Selection:
         """Say that a list begins, or begins again."""
         if again:
             self.restarted.append(str(listing))
-            self._written.update((path, self.digests.pop(path)) for path in self._of_list)
+            self._passes += 1
+            for path in self._of_list:
+                del self.digests[path]
             self.objects -= self._objects_of_list
             for reason, count in self._left_out_of_list.items():
                 self.left_out[reason] -= count
         else:
+            self._passes = 0
             self._written.clear()
         self._of_list, self._objects_of_list, self._left_out_of_list, self._roles = [], 0, {}, []
 
@@ -547,6 +555,7 @@ class Selection:
         for role in roles_by_reference(self._roles, self._role_names):
             yield from self._chosen(listing, role)
         self._roles = []
+        self.superseded += sorted(path for path in self._written if path not in self.digests)
 
     def difference(self) -> Difference:
         """Return what differs from the backup before, once everything was seen."""
@@ -559,5 +568,7 @@ class Selection:
             digest = file.digest
             self.digests[file.path] = digest
             self._of_list.append(file.path)
-            if digest != self._written.get(file.path, self.parent.get(file.path)):
-                yield file
+            before = self._written.get(file.path)
+            if digest != (before or self.parent.get(file.path)):
+                self._written[file.path] = digest
+                yield Captured(f"{AGAIN}/{self._passes}/{file.path}", file.content) if before else file

@@ -128,5 +128,6 @@ class KubernetesObjects(Source):
             "lists": len(wanted),
             "left_out": dict(selection.left_out),
             "restarted_lists": list(selection.restarted),
+            "superseded": list(selection.superseded),
             "removed_resources": list(lister.gone),
         }

@@ -497,10 +497,13 @@ def test_keeps_a_volume_whole_but_only_as_a_record() -> None:
 def test_every_name_makes_a_file_name_that_fits(name: str) -> None:
     path = path_of(CLUSTER_ROLE, None, name)
     assert len(path.rpartition("/")[2].encode()) <= 255
+    assert path.isprintable()
+    assert "\\" not in path
 
 
 def test_long_names_that_differ_only_at_the_end_stay_apart() -> None:
     assert path_of(CLUSTER_ROLE, None, "a" * 300 + "b") != path_of(CLUSTER_ROLE, None, "a" * 300 + "c")
+    assert path_of(CLUSTER_ROLE, None, "a\\") != path_of(CLUSTER_ROLE, None, "a")
 
 
 def test_the_same_name_in_two_groups_stays_apart() -> None:
@@ -575,9 +578,19 @@ def test_a_list_that_begins_again_leaves_exactly_what_its_last_pass_saw(
     assert selection.digests == digests_of(whole)
     assert selection.objects == len(whole)
     assert len(selection.restarted) == len(interrupted)
-    # What a reader who unpacks parent and archive one over the other finds.
-    unpacked = {**selection.parent, **{file.path: file.digest for file in written}}
+    names = [file.path for file in written]
+    assert len(set(names)) == len(names), "a name comes twice in the archive"
+    # What a reader finds who unpacks parent and archive one over the other, and then what came again, in order.
+    unpacked = {**selection.parent}
+    for number in range(len(interrupted) + 1):
+        prefix = f"again/{number}/" if number else "kubernetes/"
+        for file in written:
+            if file.path.startswith(prefix):
+                unpacked[file.path.removeprefix(f"again/{number}/")] = file.digest
     assert {path: unpacked[path] for path in selection.digests} == selection.digests
+    # What is in the archive and does not belong is named.
+    logical = {name[name.index("kubernetes/") :] for name in names}
+    assert set(selection.superseded) == logical - set(selection.digests)
 
 
 def test_nothing_is_written_when_nothing_has_changed() -> None:

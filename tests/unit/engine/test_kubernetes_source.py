@@ -174,6 +174,7 @@ def test_a_list_that_expires_leaves_a_whole_backup_and_is_named(cluster_server: 
     kept = {path for path in source.digests if "many-" in path}
     assert len(kept) == 59
     assert {path: digest_of(files[path]) for path in kept} == {path: source.digests[path] for path in kept}
+    assert source.outcome.facts["superseded"] == [f"kubernetes/objects/namespaces/{SYSTEM}/configmaps/many-00.json"]
     assert source.outcome.facts["restarted_lists"] == [f"configmaps in namespace {SYSTEM}"]
 
 
