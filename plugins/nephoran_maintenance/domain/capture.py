@@ -162,11 +162,13 @@ class Listing:
     """One list to ask for.
 
     :param namespace: None: all namespaces, or a resource without any.
+    :param selector: labels as kubectl takes them.
     """
 
     served: Served
     namespace: str | None
     purpose: Purpose
+    selector: str = ""
 
     def __str__(self) -> str:
         return f"{self.served.label}{f' in namespace {self.namespace}' if self.namespace else ''}"

@@ -192,7 +192,11 @@ class ObjectLister:
     def _ask(self, listing: Listing, limit: int, token: str) -> tuple[Answer, _List]:
         about = Request("list", listing.served.label, listing.namespace)
         path = resource_path(_resource(listing.served), listing.namespace)
-        query: Mapping[str, object] = {"limit": limit, "continue": token or None}
+        query: Mapping[str, object] = {
+            "limit": limit,
+            "continue": token or None,
+            "labelSelector": listing.selector or None,
+        }
 
         def ask() -> tuple[Answer, _List]:
             answer = self.cluster.request("GET", path, about, query=query, raise_for_status=False)

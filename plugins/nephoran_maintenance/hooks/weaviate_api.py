@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
@@ -139,6 +140,23 @@ class WeaviateHook:
             if error.reference == "not-found":
                 return None
             raise
+
+    def objects(self, collection: str, limit: int) -> list[dict[str, Any]]:
+        """Return some objects of a collection, with their vectors."""
+        name = checked_collection(collection)
+        answer = self._json("GET", f"/v1/objects?class={quote(name)}&limit={limit}&include=vector")
+        return list(answer.get("objects") or [])
+
+    def nearest(self, collection: str, vector: Sequence[float], *, target: str = "", limit: int) -> list[str]:
+        """Return the ids of the objects whose vectors are nearest to one, the nearest first.
+
+        :param target: the name of the vector, where the collection has named ones.
+        """
+        name = checked_collection(collection)
+        targets = f", targetVectors: {json.dumps([target])}" if target else ""
+        near = f"nearVector: {{vector: {json.dumps(list(vector))}{targets}}}, limit: {limit}"
+        found = self.graphql(f"{{ Get {{ {name}({near}) {{ _additional {{ id }} }} }} }}")["Get"][name] or []
+        return [str(entry["_additional"]["id"]) for entry in found]
 
     # ----------------------------------------------------------------------------------------------------- backups
 
