@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from nephoran_maintenance.domain.capture import CLUSTER_ACCESS, CLUSTER_WIDE
 from nephoran_maintenance.domain.upgrade import permissions_for, recovery_permissions_for
 from nephoran_maintenance.profile import load_profile
 
@@ -116,3 +117,36 @@ def test_the_lease_is_never_deleted() -> None:
         "namespace": "nephoran-maintenance",
     }
     assert not any(allows(account, access) for account in ACCOUNTS)
+
+
+# -------------------------------------------------------------------------------------------------------------- backup
+
+
+def test_a_backup_may_list_everything_in_the_systems_namespaces_and_do_nothing_else_with_it() -> None:
+    everything = [(namespace, rule["verbs"]) for namespace, rule in rules_of("backup") if "*" in rule["apiGroups"]]
+    namespaces = (PROFILE.namespaces.system, PROFILE.namespaces.monitoring)
+    assert sorted(everything) == sorted((namespace, ["list"]) for namespace in namespaces)
+
+
+def test_a_backup_uses_wildcards_for_listing_only() -> None:
+    """``get`` on everything would include pods/exec, which a websocket opens with that verb."""
+    for _, rule in rules_of("backup"):
+        if "*" in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]:
+            assert rule["verbs"] == ["list"]
+
+
+def test_a_backup_changes_nothing() -> None:
+    for _, rule in rules_of("backup"):
+        harmless = {"create"} if rule["resources"] == ["selfsubjectaccessreviews"] else set()
+        assert set(rule["verbs"]) - harmless <= {"get", "list", "watch"}
+
+
+@pytest.mark.parametrize("name", INTENT_GROUPS)
+def test_a_backup_may_list_the_custom_resources_of_all_namespaces(name: str) -> None:
+    rules = [rule for namespace, rule in rules_of("backup") if namespace is None]
+    assert any(name in rule["apiGroups"] and rule["resources"] == ["*"] and "list" in rule["verbs"] for rule in rules)
+
+
+@pytest.mark.parametrize(("group", "plural"), [(g, p) for g, p, _ in (*CLUSTER_WIDE, *CLUSTER_ACCESS)])
+def test_a_backup_may_list_what_has_no_namespace(group: str, plural: str) -> None:
+    assert allows("backup", {"verb": "list", "group": group, "resource": plural})

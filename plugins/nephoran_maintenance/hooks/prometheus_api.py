@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SERVICE = "Prometheus"
 QUERY_PATH = "/api/v1/query"
+RANGE_PATH = "/api/v1/query_range"
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,11 @@ class PrometheusHook:
         return access_of(read_connection(self.connection_id))
 
     def _get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
+        return data_of(self._ask(path, query), path, query or {}, self._access, self.connection_id)
+
+    def _ask(self, path: str, query: Mapping[str, str] | None = None) -> HttpAnswer:
         access = self._access
-        answer = send(
+        return send(
             SERVICE,
             "GET",
             access.base_url + path,
@@ -75,7 +79,6 @@ class PrometheusHook:
             query=query,
             timeout=self.timeout,
         )
-        return data_of(answer, path, query or {}, access, self.connection_id)
 
     def ready(self) -> bool:
         """Return whether Prometheus says that it is ready.
@@ -99,14 +102,20 @@ class PrometheusHook:
 
     def query_range(self, promql: str, start: datetime, end: datetime, step: timedelta) -> list[Series]:
         """Return the values of each series of an expression between two moments."""
-        query = {
-            "query": promql,
-            "start": f"{start.timestamp():.3f}",
-            "end": f"{end.timestamp():.3f}",
-            "step": f"{step.total_seconds():g}",
-        }
-        data = self._get("/api/v1/query_range", query)
+        data = self._get(RANGE_PATH, {**_range(start, end), "query": promql, "step": f"{step.total_seconds():g}"})
         return [Series(entry["metric"], [_sample(pair) for pair in entry["values"]]) for entry in data["result"]]
+
+    def export_range(self, promql: str, start: datetime, end: datetime, step: timedelta) -> bytes:
+        """Return the answer to a range query as it is, JSON text, without parsing it."""
+        query = {**_range(start, end), "query": promql, "step": f"{step.total_seconds():g}"}
+        answer = self._ask(RANGE_PATH, query)
+        if answer.status != 200 or not answer.body.startswith(b'{"status":"success"'):
+            data_of(answer, RANGE_PATH, query, self._access, self.connection_id)
+        return answer.body
+
+    def metric_names(self, start: datetime, end: datetime) -> list[str]:
+        """Return the names of all metrics that have samples between two moments."""
+        return [str(name) for name in self._get("/api/v1/label/__name__/values", _range(start, end))]
 
     def targets(self) -> list[dict[str, Any]]:
         """Return the active scrape targets with their health and last error."""
@@ -131,6 +140,10 @@ def access_of(connection: Connection) -> Access:
 def query_of(promql: str, at: datetime | None) -> dict[str, str]:
     """Return the parameters of an instant query."""
     return {"query": promql} if at is None else {"query": promql, "time": f"{at.timestamp():.3f}"}
+
+
+def _range(start: datetime, end: datetime) -> dict[str, str]:
+    return {"start": f"{start.timestamp():.3f}", "end": f"{end.timestamp():.3f}"}
 
 
 def data_of(answer: HttpAnswer, path: str, query: Mapping[str, str], access: Access, connection_id: str | None) -> Any:

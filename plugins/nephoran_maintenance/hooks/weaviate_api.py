@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
-from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.domain.weaviate_backup import BACKUP_ID, Refusal, refusal_of
+from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
 from nephoran_maintenance.hooks.connections import read_connection, read_connection_async
 from nephoran_maintenance.hooks.http_api import (
     DEFAULT_TIMEOUT,
@@ -75,8 +78,10 @@ class WeaviateHook:
         )
 
     def _json(self, method: str, path: str, body: object = None) -> Any:
-        action = f"{method} {path}"
-        answer = self._send(method, path, body)
+        return self._accepted(self._send(method, path, body), f"{method} {path}")
+
+    def _accepted(self, answer: HttpAnswer, action: str) -> Any:
+        """Return the JSON of an answer that is a success."""
         url, key = self._access
         if not 200 <= answer.status <= 299:
             raise unexpected(SERVICE, answer, action, url, self.connection_id, (key,) if key else ())
@@ -136,6 +141,74 @@ class WeaviateHook:
                 return None
             raise
 
+    def objects(self, collection: str, limit: int) -> list[dict[str, Any]]:
+        """Return some objects of a collection, with their vectors."""
+        name = checked_collection(collection)
+        answer = self._json("GET", f"/v1/objects?class={quote(name)}&limit={limit}&include=vector")
+        return list(answer.get("objects") or [])
+
+    def nearest(self, collection: str, vector: Sequence[float], *, target: str = "", limit: int) -> list[str]:
+        """Return the ids of the objects whose vectors are nearest to one, the nearest first.
+
+        :param target: the name of the vector, where the collection has named ones.
+        """
+        name = checked_collection(collection)
+        targets = f", targetVectors: {json.dumps([target])}" if target else ""
+        near = f"nearVector: {{vector: {json.dumps(list(vector))}{targets}}}, limit: {limit}"
+        found = self.graphql(f"{{ Get {{ {name}({near}) {{ _additional {{ id }} }} }} }}")["Get"][name] or []
+        return [str(entry["_additional"]["id"]) for entry in found]
+
+    # ----------------------------------------------------------------------------------------------------- backups
+
+    def create_backup(
+        self, backend: str, backup_id: str, *, base_id: str | None = None, cpu_percentage: int | None = None
+    ) -> dict[str, Any]:
+        """Start a backup of all collections and return Weaviate's first status of it.
+
+        :param backend: ``s3``, ``gcs`` or ``azure``; ``filesystem`` on a single node only.
+        :param base_id: the backup to build on, of a server that can (1.37 and newer).
+        :param cpu_percentage: how much of the processors it may use, 1 to 80; Weaviate's own default is 50.
+        :raises TransientError: ``weaviate-backup-in-progress``, with the other's id as ``other_id`` in the context.
+        :raises PermanentError: ``weaviate-backup-exists`` or ``weaviate-backup-refused``.
+        """
+        checked_backup_id(backup_id)
+        body: dict[str, Any] = {"id": backup_id}
+        if base_id is not None:
+            body["incremental_base_backup_id"] = checked_backup_id(base_id)
+        if cpu_percentage is not None:
+            body["config"] = {"CPUPercentage": cpu_percentage}
+        answer = self._send("POST", f"/v1/backups/{quote(backend)}", body)
+        if answer.status == 422:
+            raise _backup_refused(refusal_of(_error_message(answer)), backend, backup_id, self.connection_id)
+        return dict(self._accepted(answer, f"POST /v1/backups/{backend}"))
+
+    def backup_status(self, backend: str, backup_id: str) -> dict[str, Any] | None:
+        """Return the status of a backup, None when Weaviate does not know it."""
+        path = f"/v1/backups/{quote(backend)}/{checked_backup_id(backup_id)}"
+        try:
+            return dict(self._json("GET", path))
+        except PermanentError as error:
+            if error.reference == "not-found":
+                return None
+            raise
+
+    def cancel_backup(self, backend: str, backup_id: str) -> bool:
+        """Ask Weaviate to end a backup; False when it has none to end. Safe to repeat: yes."""
+        path = f"/v1/backups/{quote(backend)}/{checked_backup_id(backup_id)}"
+        answer = self._send("DELETE", path)
+        if answer.status in (404, 405, 422):  # unknown, older than 1.28, or at its end already
+            return False
+        if not 200 <= answer.status <= 299:
+            self._accepted(answer, f"DELETE {path}")
+        return True
+
+    def backups(self, backend: str) -> list[dict[str, Any]] | None:
+        """Return the backups that a backend knows; None where the server does not implement it (before 1.34)."""
+        answer = self._send("GET", f"/v1/backups/{quote(backend)}")
+        if answer.status in (404, 405, 501) or (answer.status >= 500 and b"not implemented" in answer.body):
+            return None
+        return list(self._accepted(answer, f"GET /v1/backups/{backend}") or [])
+
 
 class AsyncWeaviate:
     """The same questions inside an event loop: each runs in a thread, so the loop keeps turning.
@@ -175,6 +248,12 @@ class AsyncWeaviate:
 
     async def get_object(self, collection: str, object_id: str) -> dict[str, Any] | None:
         return await asyncio.to_thread(self._hook.get_object, collection, object_id)
+
+    async def backup_status(self, backend: str, backup_id: str) -> dict[str, Any] | None:
+        return await asyncio.to_thread(self._hook.backup_status, backend, backup_id)
+
+    async def cancel_backup(self, backend: str, backup_id: str) -> bool:
+        return await asyncio.to_thread(self._hook.cancel_backup, backend, backup_id)
 
 
 async def read_api_key_async(connection_id: str) -> str:
@@ -240,3 +319,59 @@ def checked_collection(name: str) -> str:
             hint="A name starts with a capital letter and has letters, digits and underscores only.",
         )
     return name
+
+
+def checked_backup_id(backup_id: str) -> str:
+    """Return a backup's id, which goes into paths as it is.
+
+    :raises PermanentError: ``weaviate-backup-id-invalid``.
+    """
+    if not BACKUP_ID.fullmatch(backup_id):
+        raise PermanentError(
+            "weaviate-backup-id-invalid",
+            f"{backup_id!r} can't be the id of a Weaviate backup",
+            context={"backup": backup_id},
+            hint="An id has lower-case letters, digits, underscores and hyphens, at most 128 of them.",
+        )
+    return backup_id
+
+
+_BACKUP_HINTS = {
+    "module-missing": "Add the module to ENABLE_MODULES, with its bucket, and restart Weaviate.",
+    "backend-not-viable": "Use s3, gcs or azure: files on one node are no backup of several.",
+    "base-unusable": "Start a full backup: the base is gone from the staging bucket, or was not completed.",
+}
+
+
+def _backup_refused(refusal: Refusal, backend: str, backup_id: str, connection_id: str) -> MaintenanceError:
+    context = {"backup": backup_id, "backend": backend, "connection": connection_id}
+    said = excerpt(refusal.message)
+    if refusal.kind == "in-progress":
+        return TransientError(
+            "weaviate-backup-in-progress",
+            f"Weaviate does one backup at a time, and {refusal.other_id} is under way: {said}",
+            context={**context, "other_id": refusal.other_id},
+            hint="Wait until it has ended, or cancel it.",
+        )
+    if refusal.kind == "exists":
+        return PermanentError(
+            "weaviate-backup-exists",
+            f"Weaviate already has a backup {backup_id}: {said}",
+            context=context,
+            hint="Look at its status; an id can't be used twice.",
+        )
+    return PermanentError(
+        "weaviate-backup-refused",
+        f"Weaviate did not start the backup {backup_id}: {said}",
+        context={**context, "kind": refusal.kind},
+        hint=_BACKUP_HINTS.get(refusal.kind, "Correct what the answer names."),
+    )
+
+
+def _error_message(answer: HttpAnswer) -> str:
+    """Return the messages in an error of Weaviate, or whatever else was answered."""
+    try:
+        body = json.loads(answer.body)
+        return "; ".join(str(entry["message"]) for entry in body["error"])
+    except (ValueError, KeyError, TypeError):
+        return answer.text

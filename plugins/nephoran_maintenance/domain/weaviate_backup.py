@@ -1,0 +1,126 @@
+"""What Weaviate's answers about a backup mean. The states are those of its interface up to 1.39."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from packaging.version import InvalidVersion, Version
+
+State = Literal["progressing", "complete", "failed", "cancelled", "stalled"]
+RefusalKind = Literal["in-progress", "exists", "module-missing", "backend-not-viable", "base-unusable", "other"]
+
+AT_WORK = ("STARTED", "TRANSFERRING", "TRANSFERRED", "FINALIZING", "CANCELLING")
+CANCELLED = ("CANCELED", "CANCELLED")
+INCREMENTAL_SINCE = Version("1.37")
+BACKUP_ID = re.compile(r"[a-z0-9_-]{1,128}")
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What of a backup lies in the staging bucket."""
+
+    objects: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class BackupVerdict:
+    """What is known about one backup.
+
+    :param status: Weaviate's own word; empty when it does not know the backup (yet).
+    :param progress: one line for a person.
+    :param fingerprint: differs as long as something moves.
+    :param message: why it failed or is taken to stand still.
+    """
+
+    state: State
+    status: str
+    progress: str
+    fingerprint: str
+    message: str = ""
+
+
+def judge_backup(
+    answer: Mapping[str, Any] | None,
+    *,
+    staged: Staged | None,
+    now: datetime,
+    progressed_at: datetime,
+    no_progress_limit: timedelta,
+) -> BackupVerdict:
+    """Judge a backup by its status and by what has arrived in the staging bucket.
+
+    A status that is none of the known ones is waited out like work: a newer Weaviate may have one more, and the limit
+    on standing still ends it in any case.
+
+    :param answer: the status as Weaviate gave it; None when it does not know the backup, which is so for a moment after
+        its start and for ever when it never was.
+    :param staged: None: not measured; then only a change of the status is progress.
+    :param progressed_at: when the fingerprint changed last.
+    """
+    status = str((answer or {}).get("status") or "")
+    error = str((answer or {}).get("error") or "")
+    arrived = "" if staged is None else f", {staged.size_bytes / 2**20:.1f} MiB in {staged.objects} objects staged"
+    known = status in (*AT_WORK, *CANCELLED, "SUCCESS", "FAILED")
+    word = status or "not known to Weaviate"
+    progress = f"{word}{'' if known or not status else ' (an unknown status)'}{arrived}"
+    fingerprint = f"{status}/{(answer or {}).get('size')}/{staged}"
+    if status == "SUCCESS":
+        return BackupVerdict("complete", status, progress, fingerprint)
+    if status == "FAILED":
+        return BackupVerdict("failed", status, progress, fingerprint, error or "Weaviate gives no reason")
+    if status in CANCELLED:
+        return BackupVerdict("cancelled", status, progress, fingerprint, error or "it was cancelled")
+    standing = now - progressed_at
+    if standing >= no_progress_limit:
+        message = f"no progress for {standing.total_seconds():.0f} s: {progress}"
+        return BackupVerdict("stalled", status, progress, fingerprint, message)
+    return BackupVerdict("progressing", status, progress, fingerprint)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why Weaviate did not start a backup.
+
+    :param other_id: the backup or restore that is under way.
+    """
+
+    kind: RefusalKind
+    message: str
+    other_id: str = ""
+
+
+_IN_PROGRESS = re.compile(r"(?:backup|restore|restoration) (\S+) already in progress")
+_REFUSALS: tuple[tuple[RefusalKind, re.Pattern[str]], ...] = (
+    ("exists", re.compile(r"backup \S+ already exists")),
+    ("module-missing", re.compile(r"did you enable the right module")),
+    ("backend-not-viable", re.compile(r"not viable")),
+    ("base-unusable", re.compile(r"base backup")),
+)
+
+
+def refusal_of(message: str) -> Refusal:
+    """Return what a refusal (status 422) of a new backup says."""
+    if found := _IN_PROGRESS.search(message):
+        return Refusal("in-progress", message, found.group(1).strip("'\""))
+    for kind, pattern in _REFUSALS:
+        if pattern.search(message):
+            return Refusal(kind, message)
+    return Refusal("other", message)
+
+
+def is_final(status: str) -> bool:
+    """Return whether a backup with this status has ended."""
+    return status in (*CANCELLED, "SUCCESS", "FAILED")
+
+
+def has_incremental(version: str) -> bool:
+    """Return whether a Weaviate of this version can build a backup on an earlier one: 1.37 and newer."""
+    try:
+        return Version(version) >= INCREMENTAL_SINCE
+    except InvalidVersion:
+        return False

@@ -1,0 +1,112 @@
+"""The staging bucket: where Weaviate's own backups lie on their way, and where this product may read and delete."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from nephoran_maintenance.domain.weaviate_backup import Staged
+from nephoran_maintenance.errors import TransientError
+from nephoran_maintenance.hooks.connections import read_connection_async
+from nephoran_maintenance.hooks.object_store import ObjectStoreHook
+from nephoran_maintenance.hooks.outside_text import excerpt
+
+CHUNK_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """One object of the staging bucket."""
+
+    key: str
+    size_bytes: int
+
+
+class StagingBucket(ObjectStoreHook):
+    """List and stream what lies below a prefix."""
+
+    @classmethod
+    async def connect(cls, connection_id: str, bucket: str) -> StagingBucket:
+        """Return a bucket for a trigger, whose connection is read without blocking the event loop.
+
+        Keys of the connection are used as they are, without assuming a role; without keys those of the machine.
+        """
+        connection, extra = await read_connection_async(connection_id)
+        staging = cls(connection_id, bucket=bucket)
+
+        def client() -> Any:
+            import boto3
+            from botocore.config import Config
+
+            limits = {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 2}}
+            return boto3.session.Session(
+                aws_access_key_id=connection.login or None,
+                aws_secret_access_key=connection.password or None,
+                region_name=extra.get("region_name"),
+            ).client(
+                "s3",
+                endpoint_url=extra.get("endpoint_url"),
+                verify=extra.get("verify"),
+                config=Config(**{**limits, **extra.get("config_kwargs", {})}),
+            )
+
+        staging.__dict__["_client"] = await asyncio.to_thread(client)
+        return staging
+
+    def files(self, prefix: str) -> Iterator[StagedFile]:
+        """Yield every object below a prefix, in the order of the keys."""
+        options: dict[str, Any] = {}
+        while True:
+            page = self._call("list_objects_v2", Prefix=prefix, **options)
+            for entry in page.get("Contents", ()):
+                yield StagedFile(entry["Key"], int(entry["Size"]))
+            if not page.get("IsTruncated"):
+                return
+            options = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def usage(self, prefix: str) -> Staged:
+        """Return how much lies below a prefix."""
+        sizes = [file.size_bytes for file in self.files(prefix)]
+        return Staged(len(sizes), sum(sizes))
+
+    def clear(self, prefix: str) -> int:
+        """Delete what lies below a prefix, apart from descriptors (``.json``), and return how many objects that were.
+
+        An increment needs of the backups before it nothing but these. Safe to repeat: yes.
+        """
+        deleted = 0
+        for file in self.files(prefix):
+            if not file.key.endswith(".json"):
+                self._call("delete_object", Key=file.key)
+                deleted += 1
+        return deleted
+
+    def chunks(self, file: StagedFile) -> Iterator[bytes]:
+        """Yield the content of an object, read once.
+
+        :raises TransientError: ``object-store-cut-off`` when it ends early or differs in length from what was listed.
+        """
+        from botocore.exceptions import BotoCoreError, HTTPClientError
+
+        answer = self._call("get_object", Key=file.key)
+        read = 0
+        with contextlib.closing(answer["Body"]) as body:
+            try:
+                for chunk in body.iter_chunks(CHUNK_BYTES):
+                    read += len(chunk)
+                    yield chunk
+            except (BotoCoreError, HTTPClientError, OSError) as error:
+                raise self._cut_off(file, read, excerpt(f"{type(error).__name__}: {error}")) from error
+        if read != file.size_bytes:
+            raise self._cut_off(file, read, "it was changed while it was read")
+
+    def _cut_off(self, file: StagedFile, read: int, why: str) -> TransientError:
+        return TransientError(
+            "object-store-cut-off",
+            f"{self.url(file.key)} has {file.size_bytes} bytes, of which {read} were read: {why}",
+            context={"connection": self.connection_id, "bucket": self.bucket, "key": file.key},
+            hint="Start the step again; if it stays, look at the object store's health.",
+        )

@@ -1,0 +1,180 @@
+"""Wait for a backup that Weaviate makes, without holding a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from typing import Any, ClassVar
+
+from nephoran_maintenance.domain.weaviate_backup import BackupVerdict, Staged, is_final, judge_backup
+from nephoran_maintenance.errors import MaintenanceError, TransientError
+from nephoran_maintenance.hooks.staging import StagingBucket
+from nephoran_maintenance.hooks.weaviate_api import AsyncWeaviate
+from nephoran_maintenance.triggers.base import Event, PollingTrigger
+
+
+class WeaviateBackupTrigger(PollingTrigger):
+    """Yield one event when a backup has ended, stands still, or can't be judged.
+
+    The event: ``{"state": "complete" | "failed" | "cancelled" | "stalled" | "timeout" | "error", "status": str,
+    "progress": str, "staged_objects": int | None, "staged_bytes": int | None, "answer": Weaviate's last status,
+    "message", "reference", "hint", "seconds"}``.
+
+    When a person marks the deferred task failed or clears it, the backup is cancelled.
+
+    :param connection_id: Airflow connection of Weaviate.
+    :param since: moment in ISO 8601 when the backup was started, from which standing still is counted.
+    :param no_progress_limit_seconds: give up after so long without a new status or a new byte in the staging bucket.
+    :param staging_connection_id: with bucket and prefix: what has arrived there is progress too. None: not measured.
+    """
+
+    parameters: ClassVar[tuple[str, ...]] = (
+        "connection_id",
+        "backend",
+        "backup_id",
+        "since",
+        "no_progress_limit_seconds",
+        "staging_connection_id",
+        "staging_bucket",
+        "staging_prefix",
+    )
+
+    def __init__(
+        self,
+        *,
+        connection_id: str,
+        backend: str,
+        backup_id: str,
+        since: str,
+        no_progress_limit_seconds: float = 1800.0,
+        staging_connection_id: str | None = None,
+        staging_bucket: str | None = None,
+        staging_prefix: str | None = None,
+        poll_interval_seconds: float = 2.0,
+        read_error_limit: int = 60,
+        deadline_at: str | None = None,
+    ) -> None:
+        super().__init__(
+            poll_interval_seconds=poll_interval_seconds, read_error_limit=read_error_limit, deadline_at=deadline_at
+        )
+        self.connection_id = connection_id
+        self.backend = backend
+        self.backup_id = backup_id
+        self.since = since
+        self.no_progress_limit_seconds = no_progress_limit_seconds
+        self.staging_connection_id = staging_connection_id
+        self.staging_bucket = staging_bucket
+        self.staging_prefix = staging_prefix
+        self._answer: dict[str, Any] | None = None
+        self._staged: Staged | None = None
+        self._progress = ""
+
+    def empty_event(self) -> Event:
+        return {
+            **super().empty_event(),
+            "status": str((self._answer or {}).get("status") or ""),
+            "progress": self._progress,
+            "staged_objects": self._staged.objects if self._staged else None,
+            "staged_bytes": self._staged.size_bytes if self._staged else None,
+            "answer": self._answer or {},
+        }
+
+    async def watch(self) -> Event:
+        weaviate = await AsyncWeaviate.connect(self.connection_id)
+        staging = await self._staging()
+        # A triggerer that was restarted can't know what moved before it; the start of the backup is what is left.
+        progressed_at, fingerprint = datetime.fromisoformat(self.since), ""
+        while True:
+            try:
+                self._answer = await weaviate.backup_status(self.backend, self.backup_id)
+            except TransientError as error:
+                self.read_failed(error)
+                await self.pause()
+                continue
+            self.read_succeeded()
+            if staging is not None:
+                await self._measure(staging)
+            verdict = self._judge(progressed_at)
+            if verdict.fingerprint != fingerprint:
+                fingerprint, progressed_at = verdict.fingerprint, self.now()
+                verdict = self._judge(progressed_at)
+            self._progress = verdict.progress
+            self.log_change(verdict.state, verdict.progress, verdict.message)
+            if verdict.state != "progressing":
+                return {"state": verdict.state, "message": verdict.message or verdict.progress}
+            await self.pause()
+
+    def _judge(self, progressed_at: datetime) -> BackupVerdict:
+        return judge_backup(
+            self._answer,
+            staged=self._staged,
+            now=self.now(),
+            progressed_at=progressed_at,
+            no_progress_limit=timedelta(seconds=self.no_progress_limit_seconds),
+        )
+
+    async def _staging(self) -> StagingBucket | None:
+        if not (self.staging_connection_id and self.staging_bucket):
+            return None
+        return await StagingBucket.connect(self.staging_connection_id, self.staging_bucket)
+
+    async def _measure(self, staging: StagingBucket) -> None:
+        try:
+            self._staged = await asyncio.to_thread(staging.usage, self.staging_prefix or "")
+        except MaintenanceError as error:
+            # Only a measure of progress: the status decides whether the backup is good.
+            self.log_change(f"the staging bucket can't be read: {error.message}")
+
+    async def on_kill(self) -> None:
+        """Cancel the backup: nobody waits for it any more."""
+        try:
+            weaviate = await AsyncWeaviate.connect(self.connection_id)
+            cancelled = await weaviate.cancel_backup(self.backend, self.backup_id)
+        except MaintenanceError as error:
+            self.log.warning("The backup %s could not be cancelled: %s", self.backup_id, error)
+        else:
+            self.log.info("The backup %s %s", self.backup_id, "is cancelled" if cancelled else "was not under way")
+
+
+class WeaviateIdleTrigger(PollingTrigger):
+    """Wait until another backup has ended, however it ends; Weaviate makes one at a time.
+
+    It pauses before it looks, because what is under way may be a restore, which this status does not know: then the
+    caller simply tries again after each pause. The event's state is ``complete``, ``timeout`` or ``error``.
+
+    :param backup_id: the one that is under way.
+    """
+
+    parameters: ClassVar[tuple[str, ...]] = ("connection_id", "backend", "backup_id")
+
+    def __init__(
+        self,
+        *,
+        connection_id: str,
+        backend: str,
+        backup_id: str,
+        poll_interval_seconds: float = 10.0,
+        read_error_limit: int = 30,
+        deadline_at: str | None = None,
+    ) -> None:
+        super().__init__(
+            poll_interval_seconds=poll_interval_seconds, read_error_limit=read_error_limit, deadline_at=deadline_at
+        )
+        self.connection_id = connection_id
+        self.backend = backend
+        self.backup_id = backup_id
+
+    async def watch(self) -> Event:
+        weaviate = await AsyncWeaviate.connect(self.connection_id)
+        while True:
+            await self.pause()
+            try:
+                answer = await weaviate.backup_status(self.backend, self.backup_id)
+            except TransientError as error:
+                self.read_failed(error)
+                continue
+            self.read_succeeded()
+            status = str((answer or {}).get("status") or "")
+            self.log_change(f"{self.backup_id} is {status or 'not known'}")
+            if not status or is_final(status):
+                return {"state": "complete", "message": f"{self.backup_id} is not under way any more"}
