@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+VERSION = "0.1.0"
+"""Of this package, as in pyproject.toml."""
 PREFIX = "maintenance.nephoran.com"
 FIELD_MANAGER = "nephoran-maintenance"
 PROBE_ANNOTATION = f"{PREFIX}/probe"

@@ -24,6 +24,7 @@ VERBS = {
     "plan",
     "wait",
     "verify",
+    "capture",
     "report",
     "decide",
     "measure",
@@ -80,7 +81,7 @@ def defers(task: Any) -> bool:
 
 
 def test_every_file_is_one_procedure_of_the_same_name(parsed: dict[str, Any]) -> None:
-    assert {"preflight", "rolling_upgrade", "recover_operation", "rollback"} <= STEMS, (
+    assert {"preflight", "rolling_upgrade", "recover_operation", "rollback", "backup"} <= STEMS, (
         "the procedures are gone, or the test looks in the wrong folder"
     )
     assert parsed["errors"] == {}
@@ -291,7 +292,7 @@ def test_every_step_leads_to_the_report_and_the_colour_of_the_run(dag: Any) -> N
 @dags
 def test_a_step_that_waits_is_retried_when_its_deferral_is_lost(dag: Any) -> None:
     waiting = [task for task in dag.tasks if defers(task)]
-    assert waiting, "the test does not recognise a step that defers"
+    assert waiting or dag.dag_id == "backup", "the test does not recognise a step that defers"
     assert [task.task_id for task in waiting if task.retries < 1] == []
 
 
@@ -301,7 +302,7 @@ def test_a_reading_step_is_retried_soon_and_not_for_ever(dag: Any) -> None:
         assert task.retries <= 3, task.task_id
         if task.retries:
             assert task.retry_delay.total_seconds() <= 30, f"{task.task_id} would keep a person waiting"
-        if verb_of(task.task_id) in {"check", "plan", "record", "report", "measure", "stop"}:
+        if verb_of(task.task_id) in {"check", "plan", "capture", "record", "report", "measure", "stop"}:
             assert task.retries >= 1, f"{task.task_id} fails on the first hiccup of the API server"
     assert dag.get_task("verify_outcome").retries == 0
 

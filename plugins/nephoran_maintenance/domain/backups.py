@@ -7,6 +7,8 @@ import re
 from datetime import UTC, datetime
 from typing import Literal
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from nephoran_maintenance.errors import PermanentError
 
 BackupType = Literal["config-only", "incremental", "full"]
@@ -18,6 +20,20 @@ VERIFIED_NOTE = "verified.json"
 SIGNATURE_SUFFIX = ".asc"
 _ID = re.compile(r"(?P<type>config-only|incremental|full)-(?P<at>\d{8}t\d{6}z)-(?P<hash>[0-9a-f]{6})")
 _AT = "%Y%m%dt%H%M%Sz"
+
+
+class BackupRequest(BaseModel):
+    """The parameters of a run.
+
+    :param tag: a word of the person who asks, such as ``before-move``.
+    :param keeping: for how long it is meant to be kept; see the rules of retention.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    type: BackupType = "config-only"
+    tag: str = Field("", max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")
+    keeping: KeepingClass = "daily"
 
 
 def backup_id(backup_type: BackupType, started_at: datetime, operation_id: str) -> str:

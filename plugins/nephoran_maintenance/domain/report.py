@@ -6,14 +6,25 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from nephoran_maintenance.domain.findings import RANK
+from nephoran_maintenance.domain.findings import RANK, Finding
 from nephoran_maintenance.domain.images import ImageReference
 from nephoran_maintenance.domain.journal import Journal, JournalEntry
 from nephoran_maintenance.domain.plan import difference
 
 NOT_MEASURED = "not measured"
 PROBE_FIGURES = ("sent", "failed", "longest_gap_seconds", "requests_per_second")
-Overall = Literal["succeeded", "rolled-back", "failed", "planned", "refused", "nothing-to-do", "ready", "not-ready"]
+Overall = Literal[
+    "succeeded",
+    "rolled-back",
+    "failed",
+    "planned",
+    "refused",
+    "nothing-to-do",
+    "ready",
+    "not-ready",
+    "backed-up",
+    "not-backed-up",
+]
 _SUMMARIES: dict[str, str] = {
     "succeeded": "Every planned change is in place and verified.",
     "rolled-back": "The change failed; every component that was changed is back on its recorded template, verified.",
@@ -22,6 +33,8 @@ _SUMMARIES: dict[str, str] = {
     "refused": "The run was stopped before the first change. Nothing was changed.",
     "nothing-to-do": "Everything that was asked for already runs. Nothing was changed.",
     "ready": "Nothing blocks a change.",
+    "backed-up": "The backup is complete and signed, and every byte of it was read back.",
+    "not-backed-up": "There is no new backup that counts: see the steps that failed.",
     "not-ready": "Findings block a change. Nothing was changed; this procedure only reads.",
 }
 
@@ -109,6 +122,12 @@ def build_report(
         "failed_steps": list(failed_steps),
         "recovery": dict(recovery) if recovery else None,
     }
+
+
+def conclusion(how: Overall, findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return the parts of a report that say how a run ended which neither changed nor judged the system."""
+    rows = [{**finding.to_dict(), "rank": RANK[finding.severity]} for finding in findings]
+    return {"overall": how, "summary": _SUMMARIES[how], "findings": rows}
 
 
 def recovery_facts(journal: Journal, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ VERIFY_METRICS = "verify_metrics"
 VERIFY_COMPONENTS = "verify_components"
 REPORT_OPERATION = "report_operation"
 VERIFY_OUTCOME = "verify_outcome"
+VERIFY_STORED_FILES = "verify_stored_files"
 DECIDE_READINESS = f"{PREFLIGHT_GROUP}.decide_readiness"
 APPLY_TEST_INTENTS = f"{FUNCTIONAL_TEST_GROUP}.apply_test_intents"
 WAIT_TEST_INTENTS = f"{FUNCTIONAL_TEST_GROUP}.wait_test_intents"
@@ -47,6 +48,11 @@ def change_step_ids(component: str, kind: str | None = None) -> list[str]:
 def gate_step_id(component: str) -> str:
     """Return the id of the step that judges a component's metrics after its change."""
     return f"{COMPONENTS_GROUP}.{identifier(component)}.{VERIFY_METRICS}"
+
+
+def capture_step_id(source: str) -> str:
+    """Return the id of the step that captures a source of a backup."""
+    return f"capture_{identifier(source)}"
 
 
 def unneeded_after(step_id: str | None, chain: Sequence[str], needed: Collection[str]) -> list[str]:

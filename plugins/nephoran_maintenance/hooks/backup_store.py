@@ -62,6 +62,15 @@ class BackupStore:
     def folder(self, backup_id: str) -> str:
         return folder_of(self._prefix, backup_id)
 
+    def check_signer(self, key: SigningKey) -> None:
+        """:raises PermanentError: ``openpgp-signer-not-pinned``: nobody would accept what it signs."""
+        if key.fingerprint not in {pin.fingerprint for pin in self._signers}:
+            raise PermanentError(
+                "openpgp-signer-not-pinned",
+                f"the signing key {key.fingerprint} is not among backup.signers of the profile",
+                hint="Add its public key to backup.signers, so that its backups are accepted.",
+            )
+
     def write_manifest(self, manifest: Manifest, key: SigningKey) -> str:
         """Store a manifest and then its signature, with which the backup begins to exist; return its SHA-256.
 
@@ -183,20 +192,11 @@ class BackupStore:
         return size_bytes, digest.hexdigest(), head
 
     def _write_signed(self, backup_id: str, name: str, data: bytes, key: SigningKey) -> str:
-        self._pgp_knows(key)
+        self.check_signer(key)
         signature = self._pgp.sign(data, key)
         self.store.put_bytes(f"{self.folder(backup_id)}/{name}", data, content_type="application/json")
         self.store.put_text(f"{self.folder(backup_id)}/{name}{SIGNATURE_SUFFIX}", signature)
         return sha256_of(data)
-
-    def _pgp_knows(self, key: SigningKey) -> None:
-        """:raises PermanentError: ``openpgp-signer-not-pinned``: nobody would accept what it signs."""
-        if key.fingerprint not in {pin.fingerprint for pin in self._signers}:
-            raise PermanentError(
-                "openpgp-signer-not-pinned",
-                f"the signing key {key.fingerprint} is not among backup.signers of the profile",
-                hint="Add its public key to backup.signers, so that its backups are accepted.",
-            )
 
     def _verify(self, data: bytes, signature: str) -> Signature:
         return self._pgp.verify(data, signature, self._signers)

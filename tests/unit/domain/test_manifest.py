@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from nephoran_maintenance.domain.manifest import Manifest, Source, StoredFile, check_complete, compare_files, encoded
 from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.settings import PROJECT_ROOT, VERSION
 
 AT = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
 
@@ -102,6 +104,11 @@ def test_a_required_source_that_is_not_there_fails_the_backup(state: str) -> Non
         check_complete([Source.model_validate(source()), lacking], "full-20261124t023000z-1a2b3c")
     assert error.value.reference == "backup-incomplete"
     check_complete([lacking.model_copy(update={"required": False})], "full-20261124t023000z-1a2b3c")
+
+
+def test_the_manifest_names_the_version_of_the_project() -> None:
+    project = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == VERSION
 
 
 FILES = [StoredFile("a", 3, "1" * 64), StoredFile("b", 4, "2" * 64)]

@@ -155,6 +155,12 @@ def status_object(code: int, reason: str, message: str) -> Reply:
     return Reply(code, body)
 
 
+def _is_selected(labels: dict[str, str], selector: str) -> bool:
+    """Return whether labels fit a selector of equalities, and of keys alone."""
+    terms = [term.partition("=") for term in selector.split(",")]
+    return all(key in labels and (not equals or labels[key] == value) for key, equals, value in terms)
+
+
 class FakeCluster:
     """An API server with objects in memory, addressed by path; ``fail`` answers in its place while it is set."""
 
@@ -210,8 +216,7 @@ class FakeCluster:
         if request.path.rpartition("/")[2][-1:] != "s":
             return status_object(404, "NotFound", f'"{plural}" not found')
         if selector := request.query.get("labelSelector"):
-            wanted = dict(term.split("=", 1) for term in selector.split(","))
-            items = [item for item in items if wanted.items() <= item["metadata"].get("labels", {}).items()]
+            items = [item for item in items if _is_selected(item["metadata"].get("labels", {}), selector)]
         kind = items[0].get("kind", "Thing") if items else "Thing"
         start = int(request.query.get("continue", "0"))
         limit = int(request.query.get("limit", "500"))

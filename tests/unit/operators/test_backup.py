@@ -1,0 +1,294 @@
+"""The procedure ``backup`` as a whole: a cluster and a bucket on loopback, real gpg, and what a recipient reads of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nephoran_maintenance.domain.backups import is_backup_id
+from nephoran_maintenance.engine.sources import Source
+from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.operators import backup as steps
+from nephoran_maintenance.settings import PROJECT_ROOT
+from tests.unit.dag_runner import DagRunner
+from tests.unit.hooks.fake_s3 import FakeS3, connection_to
+from tests.unit.hooks.fake_servers import FakeCluster, Received, Reply, connection_json, kube_config, serving
+from tests.unit.openpgp_keys import PASSPHRASE, KeyMaker, plain
+
+SYSTEM = "nephoran-system"
+BUCKET = "nephoran-production-backups"
+CANARY = "Y2FuYXJ5LW9mLWEtc2VjcmV0"
+SOURCES = ["grafana-dashboards", "kubernetes-objects"]
+
+
+@dataclass
+class Site:
+    """A system, its bucket, its keys, and the procedure."""
+
+    cluster: FakeCluster
+    s3: FakeS3
+    keys: KeyMaker
+    profile_path: Path
+    dag: Any
+    runs: list[DagRunner] = field(default_factory=list)
+
+    def backup(self, replaced: dict[str, Callable[[Any, Any], Any]] | None = None, **params: Any) -> DagRunner:
+        run = DagRunner(self.dag, params, replaced=replaced).run()
+        self.runs.append(run)
+        assert run.surprises == []
+        return run
+
+    def edit_profile(self, change: Callable[[dict[str, Any]], None]) -> None:
+        data = yaml.safe_load(self.profile_path.read_text(encoding="utf-8"))
+        change(data)
+        self.profile_path.write_text(yaml.safe_dump(data), encoding="utf-8")
+
+    def names(self) -> list[str]:
+        return sorted(key.rpartition("/")[2] for key in self.s3.objects)
+
+    def stored(self, name: str) -> bytes:
+        return next(data for key, data in self.s3.objects.items() if key.endswith(f"/{name}"))
+
+    def manifest(self) -> dict[str, Any]:
+        return dict(json.loads(self.stored("manifest.json")))
+
+    def opened(self, source: str) -> dict[str, bytes]:
+        """Return the files of an archive as a recipient gets them."""
+        compressed = plain(self.keys, self.stored(f"{source}.tar.zst.gpg"))
+        data = subprocess.run(["zstd", "-dc"], input=compressed, capture_output=True, check=True).stdout
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            return {info.name: found.read() for info in archive if (found := archive.extractfile(info))}
+
+
+def served(plural: str, kind: str, scope: str = "Namespaced") -> dict[str, Any]:
+    return {"resource": plural, "responseKind": {"kind": kind}, "scope": scope, "verbs": ["get", "list"]}
+
+
+@pytest.fixture
+def site(dags: dict[str, Any], keys: KeyMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    cluster, s3 = FakeCluster(), FakeS3(BUCKET)
+    core = [
+        served("configmaps", "ConfigMap"),
+        served("secrets", "Secret"),
+        served("namespaces", "Namespace", "Cluster"),
+    ]
+    versions = [{"version": "v1", "resources": core, "freshness": "Current"}]
+    group = {"metadata": {"name": ""}, "versions": versions}
+    cluster.extra = {
+        "/api": Reply(200, {"kind": "APIGroupDiscoveryList", "items": [group]}),
+        "/apis": Reply(200, {"kind": "APIGroupDiscoveryList", "items": []}),
+    }
+
+    def put(path: str, name: str, namespace: str | None = None, **fields: Any) -> None:
+        place = {"namespace": namespace} if namespace else {}
+        cluster.put(path, {"kind": "Thing", "metadata": {"name": name, "uid": f"uid-{name}", **place}, **fields})
+
+    for namespace in ("kube-system", SYSTEM, "nephoran-monitoring"):
+        put("/api/v1/namespaces", namespace)
+    put(f"/api/v1/namespaces/{SYSTEM}/configmaps", "settings", SYSTEM, data={"a": "b"})
+    put(f"/api/v1/namespaces/{SYSTEM}/secrets", "key", SYSTEM, type="Opaque", data={"key": CANARY})
+    data = yaml.safe_load((PROJECT_ROOT / "include" / "profiles" / "nephoran.yaml").read_text(encoding="utf-8"))
+    pins = {"recipients": [keys.operations, keys.escrow], "signers": [keys.signer]}
+    for use, chosen in pins.items():
+        data["backup"][use] = []
+        for pin in chosen:
+            (tmp_path / f"{pin.name}.asc").write_text(pin.armored, encoding="ascii")
+            entry = {"name": pin.name, "fingerprint": pin.fingerprint, "key_file": f"{pin.name}.asc"}
+            data["backup"][use].append(entry)
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(yaml.safe_dump(data), encoding="utf-8")
+    monkeypatch.setenv("NEPHORAN_PROFILE", str(profile))
+    monkeypatch.setenv("NEPHORAN_REPORTS", str(tmp_path / "reports"))
+    monkeypatch.setenv("AIRFLOW_CONN_OPENPGP_SIGNING", keys.signing_connection())
+    with serving(cluster) as api, serving(s3) as bucket:
+        extra = {"kube_config": kube_config(api.url)}
+        monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_BACKUP", connection_json(conn_type="kubernetes", extra=extra))
+        monkeypatch.setenv("AIRFLOW_CONN_OBJECT_STORE_BACKUP", connection_to(bucket))
+        yield Site(cluster, s3, keys, profile, dags["backup"])
+
+
+def test_a_backup_is_complete_signed_and_read_back(site: Site) -> None:
+    run = site.backup(tag="before-move", keeping="monthly")
+    assert run.failed() == []
+    assert site.names() == [
+        "checked.json",
+        "checked.json.asc",
+        "kubernetes-objects.inventory.zst",
+        "kubernetes-objects.tar.zst.gpg",
+        "manifest.json",
+        "manifest.json.asc",
+    ]
+    manifest = site.manifest()
+    assert is_backup_id(manifest["backup_id"])
+    assert (manifest["tag"], manifest["keeping"], manifest["type"]) == ("before-move", "monthly", "config-only")
+    assert manifest["cluster"] == {
+        "name": "nephoran",
+        "uid": "uid-kube-system",
+        "kubernetes_version": "v1.36.4",
+        "weaviate_version": None,
+    }
+    states = {source["name"]: source["state"] for source in manifest["sources"]}
+    assert states == {"kubernetes-objects": "captured", "grafana-dashboards": "absent"}
+    files = site.opened("kubernetes-objects")
+    assert CANARY.encode() in files[f"kubernetes/objects/namespaces/{SYSTEM}/secrets/key.json"]
+    assert f"kubernetes/objects/namespaces/{SYSTEM}/configmaps/settings.json" in files
+    assert run.report["overall"] == "backed-up"
+    assert {found["object"] for found in run.report["findings"]} == {*SOURCES, manifest["backup_id"]}
+
+
+def test_no_secret_is_in_the_bucket_the_results_or_the_report(site: Site, tmp_path: Path) -> None:
+    run = site.backup()
+    left = [*site.s3.objects.values(), json.dumps(list(run.results.values())).encode()]
+    left += [path.read_bytes() for path in (tmp_path / "reports").rglob("*") if path.is_file()]
+    for secret in (CANARY, PASSPHRASE, "PRIVATE KEY BLOCK"):
+        assert not [data for data in left if secret.encode() in data], secret
+
+
+def no_recipients(site: Site, _: pytest.MonkeyPatch) -> None:
+    site.edit_profile(lambda data: data["backup"].update(recipients=[]))
+
+
+def expired_recipient(site: Site, _: pytest.MonkeyPatch) -> None:
+    pin = site.keys.expired
+    (site.profile_path.parent / "expired.asc").write_text(pin.armored, encoding="ascii")
+    entry = {"name": "expired", "fingerprint": pin.fingerprint, "key_file": "expired.asc"}
+    site.edit_profile(lambda data: data["backup"]["recipients"].append(entry))
+
+
+def swapped_key_file(site: Site, _: pytest.MonkeyPatch) -> None:
+    (site.profile_path.parent / "escrow.asc").write_text(site.keys.stranger.armored, encoding="ascii")
+
+
+def no_key_file(site: Site, _: pytest.MonkeyPatch) -> None:
+    (site.profile_path.parent / "escrow.asc").unlink()
+
+
+def unknown_signer(site: Site, _: pytest.MonkeyPatch) -> None:
+    site.edit_profile(lambda data: data["backup"].update(signers=data["backup"]["recipients"]))
+
+
+def no_signing_key(site: Site, patch: pytest.MonkeyPatch) -> None:
+    patch.delenv("AIRFLOW_CONN_OPENPGP_SIGNING")
+
+
+def denied(site: Site, _: pytest.MonkeyPatch) -> None:
+    site.s3.deny = True
+
+
+def wrong_bucket(site: Site, _: pytest.MonkeyPatch) -> None:
+    site.edit_profile(lambda data: data["backup"].update(bucket="elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reference"),
+    [
+        pytest.param(no_recipients, "openpgp-no-recipients", id="no recipients"),
+        pytest.param(expired_recipient, "openpgp-key-unusable", id="a key has expired"),
+        pytest.param(swapped_key_file, "openpgp-key-not-pinned", id="another key in the file"),
+        pytest.param(no_key_file, "openpgp-key-file-missing", id="no key file"),
+        pytest.param(unknown_signer, "openpgp-signer-not-pinned", id="the signing key is not pinned"),
+        pytest.param(no_signing_key, "connection-missing", id="no signing key"),
+        pytest.param(denied, "object-store-forbidden", id="denied"),
+        pytest.param(wrong_bucket, "bucket-not-found", id="wrong bucket"),
+    ],
+)
+def test_is_refused_before_anything_is_read_or_written(
+    spoil: Callable[[Site, pytest.MonkeyPatch], None], reference: str, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(site, monkeypatch)
+    run = site.backup()
+    assert f"[{reference}]" in run.error("check_request")
+    assert run.states["capture_kubernetes_objects"] == "upstream_failed"
+    assert run.states["verify_outcome"] == "failed"
+    assert site.s3.objects == {}
+    assert run.report["overall"] == "not-backed-up"
+
+
+@pytest.mark.parametrize(
+    "step", ["capture_kubernetes_objects", "capture_grafana_dashboards", "record_manifest", "verify_stored_files"]
+)
+def test_a_step_that_fails_leaves_no_backup_that_counts(step: str, site: Site) -> None:
+    run = site.backup(replaced={step: broken_step})
+    assert run.states["verify_outcome"] == "failed"
+    assert run.report["overall"] == "not-backed-up"
+    assert "checked.json.asc" not in site.names()
+    assert ("manifest.json.asc" in site.names()) == (step == "verify_stored_files")
+
+
+def broken_step(step: Any, context: Any) -> Any:
+    from airflow.sdk.exceptions import AirflowFailException
+
+    raise AirflowFailException("it broke")
+
+
+def test_a_required_source_that_fails_leaves_nothing_of_it(site: Site) -> None:
+    def fail(request: Received) -> Reply | None:
+        return Reply(403, {"kind": "Status"}) if request.path.endswith("/secrets") else None
+
+    site.cluster.fail = fail
+    run = site.backup()
+    assert run.states["capture_kubernetes_objects"] == "failed"
+    assert site.s3.objects == {}
+    assert site.s3.uploads == {}
+
+
+def test_another_source_that_fails_is_told_in_the_manifest(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Source):
+        def members(self) -> Iterator[Any]:
+            raise PermanentError("gone", "it broke")
+            yield
+
+    monkeypatch.setitem(steps.SOURCES, "grafana-dashboards", (lambda step: Broken(), False))
+    run = site.backup()
+    assert run.failed() == []
+    (found,) = [source for source in site.manifest()["sources"] if source["name"] == "grafana-dashboards"]
+    assert found["state"] == "failed"
+    assert "it broke" in found["reason"]
+    assert run.report["findings"][0]["severity"] in ("pass", "warn")
+
+
+def test_every_step_can_be_repeated(site: Site) -> None:
+    first = site.backup()
+    before = dict(site.s3.objects)
+    again = DagRunner(site.dag, {}, replaced=None).run()
+    assert again.failed() == []
+    assert {key.rpartition("/")[0] for key in site.s3.objects} == {key.rpartition("/")[0] for key in before}
+    assert first.report["overall"] == again.report["overall"] == "backed-up"
+
+
+def test_a_manifest_that_is_there_already_is_kept(site: Site) -> None:
+    run = site.backup()
+    signature = site.stored("manifest.json.asc")
+    context = run.context(site.dag.get_task("record_manifest"), run_instance(run, "record_manifest"))
+    result = site.dag.get_task("record_manifest").execute(context)
+    assert result["manifest_sha256"] == run.results["record_manifest", "return_value"]["manifest_sha256"]
+    assert site.stored("manifest.json.asc") == signature
+
+
+def run_instance(run: DagRunner, task_id: str) -> Any:
+    from tests.unit.dag_runner import TaskInstance
+
+    return TaskInstance(run, run.dag.get_task(task_id))
+
+
+def test_a_small_site_encrypts_with_a_passphrase(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "a passphrase of a small site"
+    site.edit_profile(lambda data: data["backup"].update(recipients=[], encryption="passphrase"))
+    monkeypatch.setenv("AIRFLOW_CONN_OPENPGP_PASSPHRASE", connection_json(conn_type="generic", password=secret))
+    run = site.backup()
+    assert run.failed() == []
+    assert (site.manifest()["encryption"], site.manifest()["recipients"]) == ("passphrase", [])
+    encrypted = site.stored("kubernetes-objects.tar.zst.gpg")
+    assert site.keys.gpg("--passphrase", secret, "--decrypt", data=encrypted)
+    assert not [data for data in site.s3.objects.values() if secret.encode() in data]
+    monkeypatch.setenv("AIRFLOW_CONN_OPENPGP_PASSPHRASE", connection_json(conn_type="generic", password=""))
+    assert "[openpgp-no-recipients]" in site.backup().error("check_request")
