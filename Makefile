@@ -82,6 +82,10 @@ bench-gate-power: venv ## the metric gate's verdicts over simulated series; no l
 bench-waits: venv ## a thousand rollouts waited for in one triggerer, against one watch for each
 	@$(PYTHON) -m benchmarks.waits
 
+.PHONY: bench-backup
+bench-backup: venv ## 880 MiB archived, encrypted and uploaded, against the old runbook, restic and a shell stream
+	@PYTHONPATH=plugins $(PYTHON) -m benchmarks.backup
+
 .PHONY: bench-capture
 bench-capture: venv ## 1,000 to 66,000 objects captured from a real API server
 	@PYTHONPATH=plugins $(PYTHON) -m benchmarks.capture
