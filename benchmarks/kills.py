@@ -19,7 +19,6 @@ import dataclasses
 import json
 import os
 import signal
-import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from urllib.parse import quote
 import httpx
 import yaml
 
+from benchmarks.readers import TaskTable, specs, workloads
 from benchmarks.results_file import RESULTS, publish
 from lab.airflow import Airflow, session_members
 from lab.airflow_access import grant_access
@@ -43,7 +43,7 @@ from lab.waiting import wait_until
 
 VARIANT = "fast"
 COMPONENTS = ("rag-api", "nephio-bridge")
-NAMESPACE, OWN = "nephoran-system", "nephoran-maintenance"
+OWN = "nephoran-maintenance"
 MARK = "maintenance.nephoran.com"
 DAG_ID, RECOVERY = "rolling_upgrade", "recover_operation"
 TABLE = RESULTS / "kills.jsonl"
@@ -165,12 +165,9 @@ class Matrix:
         """Return True as soon as the step has ended well, or is at work; False when that never happens."""
         wanted = ("success",) if case.where == "after" else ("running", "deferred")
         deadline = time.monotonic() + MOMENT_LIMIT.total_seconds()
-        address = f"file:{self.airflow.instance.database}?mode=ro"
-        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=10)) as database:
-            query = "select state from task_instance where run_id = ? and task_id = ?"
+        with contextlib.closing(TaskTable(self.airflow.instance.database, run_id)) as tasks:
             while time.monotonic() < deadline:
-                found = database.execute(query, (run_id, case.step)).fetchone()
-                if found and found[0] in wanted:
+                if tasks.state(case.step) in wanted:
                     return True
                 time.sleep(LOOK_SECONDS)
         return False
@@ -298,25 +295,16 @@ class Matrix:
         wait_until("the workloads", settled, limit=timedelta(minutes=3))
 
     def state(self) -> Row:
-        """Return specs, labels and annotations of all workloads, but the revision that the server counts up."""
-        specs, images = {}, {}
-        for item in self.workloads():
-            name = item["metadata"]["name"]
-            annotations = dict(item["metadata"].get("annotations") or {})
-            annotations.pop("deployment.kubernetes.io/revision", None)
-            specs[name] = {"spec": item["spec"], "labels": item["metadata"].get("labels"), "annotations": annotations}
-            images[name] = item["spec"]["template"]["spec"]["containers"][-1]["image"]
-        return {"specs": specs, "images": images}
+        """Return specs, labels, annotations and images of all workloads."""
+        found = self.workloads()
+        images = {i["metadata"]["name"]: i["spec"]["template"]["spec"]["containers"][-1]["image"] for i in found}
+        return {"specs": specs(found), "images": images}
 
     def tag(self, state: Row) -> str:
         return tag_of(state["images"][COMPONENTS[0]])
 
     def workloads(self) -> list[Row]:
-        found = []
-        for plural in ("deployments", "statefulsets"):
-            items = self.cluster.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/{plural}")["items"]
-            found += [{**item, "kind": plural} for item in items]
-        return found
+        return workloads(self.cluster)
 
     def journals(self) -> dict[str, str]:
         """Return the state of each journal by its name, newest first."""
@@ -329,7 +317,7 @@ def is_rolled_out(item: Mapping[str, Any]) -> bool:
     """Return whether the controller has done what the spec says, and nothing more is under way."""
     status, wanted = item.get("status") or {}, item["spec"].get("replicas", 1)
     counts = [status.get(key, 0) for key in ("replicas", "readyReplicas", "updatedReplicas")]
-    if item["kind"] == "statefulsets":
+    if item["plural"] == "statefulsets":
         counts.pop()  # Kubernetes leaves it out when both revisions are one
         if status.get("currentRevision") != status.get("updateRevision"):
             return False
