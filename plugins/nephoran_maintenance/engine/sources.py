@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from nephoran_maintenance.domain.capture import Captured, Difference, Selection, canonical, listings, unreadable_groups
+from nephoran_maintenance.domain.configuration import WITH_PODS, missing_references, pod_spec_of, references_of
 from nephoran_maintenance.domain.members import Member
 from nephoran_maintenance.errors import MaintenanceError, TransientError
 from nephoran_maintenance.hooks.cluster import ClusterHook
@@ -87,6 +88,7 @@ class KubernetesObjects(Source):
         super().__init__()
         self.lister = lister or ObjectLister(cluster)
         self.selection = Selection(namespaces, own_namespace, parent=parent or {})
+        self._needs: dict[str, set[tuple[str, str]]] = {}
 
     @property
     def digests(self) -> Mapping[str, str]:
@@ -117,6 +119,10 @@ class KubernetesObjects(Source):
             if page.first:
                 selection.begin(page.listing, again=page.again)
             for found in page.objects():
+                served = page.listing.served
+                if (served.group, served.kind) in WITH_PODS:
+                    needs = self._needs.setdefault(str(found["metadata"]["namespace"]), set())
+                    needs |= references_of(pod_spec_of(found))
                 yield from selection.take(page.listing, found)
             if page.last:
                 yield from selection.end(page.listing)
@@ -130,4 +136,6 @@ class KubernetesObjects(Source):
             "restarted_lists": list(selection.restarted),
             "superseded": list(selection.superseded),
             "removed_resources": list(lister.gone),
+            # Configuration that workloads need and that is nowhere: they would not start after a restore either.
+            "missing_references": missing_references(self._needs, selection.digests),
         }

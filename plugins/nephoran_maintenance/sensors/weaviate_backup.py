@@ -115,7 +115,7 @@ class WeaviateBackupSensor(BaseSensorOperator):
                 self._wait_for_other(str(error.context["other_id"]), deadline_at)
             self.log.info("Weaviate has started the backup %s", self.backup_id)
         if not is_final(str(answer.get("status") or "")):
-            self._wait(answer, deadline_at)
+            self._wait(deadline_at)
         states = {"SUCCESS": "complete", "FAILED": "failed"}
         status = str(answer["status"])
         message = str(answer.get("error") or "")
@@ -130,14 +130,12 @@ class WeaviateBackupSensor(BaseSensorOperator):
             return None, f"Weaviate {version} can't: 1.37 can"
         return self.base_id, ""
 
-    def _wait(self, answer: dict[str, Any], deadline_at: datetime) -> NoReturn:
-        since = str(answer.get("startedAt") or "") or self.now().isoformat()
+    def _wait(self, deadline_at: datetime) -> NoReturn:
         self.defer(
             trigger=WeaviateBackupTrigger(
                 connection_id=self.weaviate_connection_id,
                 backend=self.backend,
                 backup_id=self.backup_id,
-                since=since,
                 no_progress_limit_seconds=self.no_progress_limit.total_seconds(),
                 staging_connection_id=self.staging_connection_id,
                 staging_bucket=self.staging_bucket,

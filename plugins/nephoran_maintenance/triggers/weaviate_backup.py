@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from nephoran_maintenance.domain.weaviate_backup import BackupVerdict, Staged, is_final, judge_backup
-from nephoran_maintenance.errors import MaintenanceError, TransientError
+from nephoran_maintenance.errors import MaintenanceError
 from nephoran_maintenance.hooks.staging import StagingBucket
 from nephoran_maintenance.hooks.weaviate_api import AsyncWeaviate
 from nephoran_maintenance.triggers.base import Event, PollingTrigger
@@ -23,7 +23,6 @@ class WeaviateBackupTrigger(PollingTrigger):
     When a person marks the deferred task failed or clears it, the backup is cancelled.
 
     :param connection_id: Airflow connection of Weaviate.
-    :param since: moment in ISO 8601 when the backup was started, from which standing still is counted.
     :param no_progress_limit_seconds: give up after so long without a new status or a new byte in the staging bucket.
     :param staging_connection_id: with bucket and prefix: what has arrived there is progress too. None: not measured.
     """
@@ -32,7 +31,6 @@ class WeaviateBackupTrigger(PollingTrigger):
         "connection_id",
         "backend",
         "backup_id",
-        "since",
         "no_progress_limit_seconds",
         "staging_connection_id",
         "staging_bucket",
@@ -45,7 +43,6 @@ class WeaviateBackupTrigger(PollingTrigger):
         connection_id: str,
         backend: str,
         backup_id: str,
-        since: str,
         no_progress_limit_seconds: float = 1800.0,
         staging_connection_id: str | None = None,
         staging_bucket: str | None = None,
@@ -60,7 +57,6 @@ class WeaviateBackupTrigger(PollingTrigger):
         self.connection_id = connection_id
         self.backend = backend
         self.backup_id = backup_id
-        self.since = since
         self.no_progress_limit_seconds = no_progress_limit_seconds
         self.staging_connection_id = staging_connection_id
         self.staging_bucket = staging_bucket
@@ -68,6 +64,9 @@ class WeaviateBackupTrigger(PollingTrigger):
         self._answer: dict[str, Any] | None = None
         self._staged: Staged | None = None
         self._progress = ""
+        self._fingerprint = ""
+        # A triggerer that was restarted can't know what moved before it: its first look counts as progress.
+        self._progressed_at = self.now()
 
     def empty_event(self) -> Event:
         return {
@@ -82,34 +81,28 @@ class WeaviateBackupTrigger(PollingTrigger):
     async def watch(self) -> Event:
         weaviate = await AsyncWeaviate.connect(self.connection_id)
         staging = await self._staging()
-        # A triggerer that was restarted can't know what moved before it; the start of the backup is what is left.
-        progressed_at, fingerprint = datetime.fromisoformat(self.since), ""
-        while True:
-            try:
-                self._answer = await weaviate.backup_status(self.backend, self.backup_id)
-            except TransientError as error:
-                self.read_failed(error)
-                await self.pause()
-                continue
-            self.read_succeeded()
-            if staging is not None:
-                await self._measure(staging)
-            verdict = self._judge(progressed_at)
-            if verdict.fingerprint != fingerprint:
-                fingerprint, progressed_at = verdict.fingerprint, self.now()
-                verdict = self._judge(progressed_at)
-            self._progress = verdict.progress
-            self.log_change(verdict.state, verdict.progress, verdict.message)
-            if verdict.state != "progressing":
-                return {"state": verdict.state, "message": verdict.message or verdict.progress}
-            await self.pause()
+        return await self.until(lambda: self._look(weaviate, staging))
 
-    def _judge(self, progressed_at: datetime) -> BackupVerdict:
+    async def _look(self, weaviate: AsyncWeaviate, staging: StagingBucket | None) -> Event | None:
+        self._answer = await weaviate.backup_status(self.backend, self.backup_id)
+        if staging is not None:
+            await self._measure(staging)
+        verdict = self._judge()
+        if verdict.fingerprint != self._fingerprint:
+            self._fingerprint, self._progressed_at = verdict.fingerprint, self.now()
+            verdict = self._judge()
+        self._progress = verdict.progress
+        self.log_change(verdict.state, verdict.progress, verdict.message)
+        if verdict.state == "progressing":
+            return None
+        return {"state": verdict.state, "message": verdict.message or verdict.progress}
+
+    def _judge(self) -> BackupVerdict:
         return judge_backup(
             self._answer,
             staged=self._staged,
             now=self.now(),
-            progressed_at=progressed_at,
+            progressed_at=self._progressed_at,
             no_progress_limit=timedelta(seconds=self.no_progress_limit_seconds),
         )
 
@@ -166,15 +159,13 @@ class WeaviateIdleTrigger(PollingTrigger):
 
     async def watch(self) -> Event:
         weaviate = await AsyncWeaviate.connect(self.connection_id)
-        while True:
-            await self.pause()
-            try:
-                answer = await weaviate.backup_status(self.backend, self.backup_id)
-            except TransientError as error:
-                self.read_failed(error)
-                continue
-            self.read_succeeded()
-            status = str((answer or {}).get("status") or "")
-            self.log_change(f"{self.backup_id} is {status or 'not known'}")
-            if not status or is_final(status):
-                return {"state": "complete", "message": f"{self.backup_id} is not under way any more"}
+        await self.pause()
+        return await self.until(lambda: self._look(weaviate))
+
+    async def _look(self, weaviate: AsyncWeaviate) -> Event | None:
+        answer = await weaviate.backup_status(self.backend, self.backup_id)
+        status = str((answer or {}).get("status") or "")
+        self.log_change(f"{self.backup_id} is {status or 'not known'}")
+        if status and not is_final(status):
+            return None
+        return {"state": "complete", "message": f"{self.backup_id} is not under way any more"}

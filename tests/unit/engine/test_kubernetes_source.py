@@ -200,3 +200,19 @@ def test_a_source_that_is_left_in_the_middle_is_not_captured(cluster_server: Ser
     source = source_of()
     next(iter(source))
     assert source.outcome.state == "failed"
+
+
+def test_names_configuration_that_a_workload_needs_and_that_is_nowhere(
+    cluster_server: Server, system: FakeCluster
+) -> None:
+    container = {
+        "name": "rag-api",
+        "envFrom": [{"configMapRef": {"name": "settings"}}, {"secretRef": {"name": "lost"}}],
+        "env": [{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "key", "key": "key"}}}],
+    }
+    spec = {"replicas": 1, "template": {"spec": {"containers": [container]}}}
+    path = f"/apis/apps/v1/namespaces/{SYSTEM}/deployments"
+    system.put(path, {"metadata": {"name": "rag-api", "namespace": SYSTEM}, "spec": spec})
+    source = source_of()
+    read(source)
+    assert source.outcome.facts["missing_references"] == [f"{SYSTEM}: Secret lost"]

@@ -240,7 +240,7 @@ def test_reading_an_object_that_is_not_there_or_is_cut_off(s3_server: Server, fa
         list(store.read_blocks(BIG))
     assert error.value.reference == "not-found"
     fake_s3.objects[BIG] = b"x" * 5000
-    fake_s3.fail = lambda request: Reply(200, b"x" * 1000, {"Content-Length": "5000"})
+    fake_s3.fail = lambda request: Reply(200, b"x" * 1000, {"Content-Length": "5000"}, hang_up=True)
     with pytest.raises(TransientError) as cut:
         list(store.read_blocks(BIG))
     assert cut.value.reference == "object-store-unreachable"

@@ -122,7 +122,6 @@ def trigger(**changes: Any) -> WeaviateBackupTrigger:
         "connection_id": "weaviate_test",
         "backend": "s3",
         "backup_id": ID,
-        "since": datetime.now(UTC).isoformat(),
         "poll_interval_seconds": 0.001,
     }
     return WeaviateBackupTrigger(**{**parameters, **changes})
@@ -144,7 +143,7 @@ def test_starts_a_backup_of_everything_and_waits_for_it(weaviate: FakeWeaviate) 
     found = deferred(sensor(staging_connection_id="staging_test", staging_bucket="staging"))
     assert weaviate.created == [{"id": ID}]
     assert isinstance(found.trigger, WeaviateBackupTrigger)
-    assert (found.method_name, found.trigger.backup_id, found.trigger.since) == ("conclude", ID, START.isoformat())
+    assert (found.method_name, found.trigger.backup_id) == ("conclude", ID)
     assert found.trigger.staging_prefix == f"{ID}/"
     assert found.trigger.deadline_at == (START + timedelta(hours=24)).isoformat()
 
@@ -154,7 +153,6 @@ def test_a_repeated_step_finds_the_backup_that_it_has_started(weaviate: FakeWeav
     found = deferred(sensor())
     assert weaviate.created == []
     assert isinstance(found.trigger, WeaviateBackupTrigger)
-    assert found.trigger.since == "2026-11-24T02:00:00Z"
 
 
 def test_a_finished_backup_costs_no_trigger(weaviate: FakeWeaviate) -> None:
