@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import hmac
 import json
@@ -18,8 +20,10 @@ from nephoran_maintenance.hooks.openpgp import BLOCK_BYTES, OpenPgpHook, Passphr
 
 LEVEL = 3
 THREADS = 2
-JOB_BYTES = 4 * 1024 * 1024
-"""What one thread of zstd works on; its default for this level would take twice the memory."""
+JOB_BYTES = 2 * 1024 * 1024
+"""What one thread of zstd works on; its default for this level would take four times the memory."""
+LARGE_BLOCK_BYTES = 256 * 1024
+_M_MMAP_THRESHOLD = -3
 CHECKSUMS_FOLDER = ".checksums"
 MEMBERS_OF_A_LIST = 10_000
 
@@ -57,6 +61,7 @@ class ArchiveWriter:
         :raises PermanentError: ``member-invalid`` for a path that leads elsewhere or comes twice, or for content that is
             not as long as was said.
         """
+        give_blocks_back()
         inventory = Inventory(self._digest_key)
         before = hashlib.sha256()
 
@@ -107,6 +112,16 @@ class Inventory:
 
     def finish(self) -> bytes:
         return b"".join(self._pieces) + bytes(self._compressor.flush())
+
+
+def give_blocks_back() -> None:
+    """Have glibc return large blocks to the system as soon as they are free.
+
+    It keeps more and more of them for later otherwise, for each thread: a process of 190 MiB then takes up to 340. Where
+    the C library is another one, nothing is changed.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
 def keyed_digest(key: bytes, sha256: bytes) -> str:

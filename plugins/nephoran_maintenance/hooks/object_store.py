@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -352,7 +353,9 @@ class _S3Upload(Upload):
         self._under_way.append((number, self._senders.submit(self._send_part, number, body)))
 
     def _send_part(self, number: int, body: bytes) -> str:
-        answer = self._store._call("upload_part", Key=self.key, UploadId=self._upload_id, PartNumber=number, Body=body)
+        # As a file: botocore would join bytes with the head of the request, and so have them twice.
+        part = {"PartNumber": number, "Body": io.BytesIO(body)}
+        answer = self._store._call("upload_part", Key=self.key, UploadId=self._upload_id, **part)
         return str(answer["ETag"])
 
     def _await_oldest(self) -> None:
