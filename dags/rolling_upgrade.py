@@ -21,8 +21,10 @@ the difference of each component in the report.
 | `recover_operations` | an operation that was left open is finished or undone first; with `mode = plan` it is only reported | nothing new was changed; its message says what a person must look at |
 | `preflight` | all findings in one table; any *block* stops the run | nothing was changed; follow the hint of each finding |
 | `plan_changes` | tags resolved to digests, a server-side dry-run difference per component | nothing was changed; correct what the message names |
+| `approve` | by category: nobody is asked, one person, or two; asked again when an answer does not count; holds no lease | rejected or not answered in time: nothing was changed, the run is red and its report says *not-approved*; ask for the reason, then start a new run |
 | `acquire_lease` | takes the lease on the system; with `if_busy = wait` it waits for another operation to end | nothing was changed; the message names the owner |
 | `hold_lease` | renews the lease for as long as the run lives | the run goes on; its writes are refused once a recovery has taken over |
+| `recheck_plan` | findings and plan once more, with the lease in hand: what was approved is what is done | nothing was changed; the message shows the difference; start a new run |
 | `record_before_state` | the journal: what is there, what is intended | nothing was changed; check the rights on `nephoran-maintenance` |
 | `measure_traffic` | steady requests through the whole chain, for as long as anything changes | the run turns red, the change itself is not affected |
 | `apply_policy`, `wait_policy` | the profile's rolling-update policy, only where the live object differs | every changed component is rolled back |
@@ -48,16 +50,17 @@ rolled back. When the *run* is marked as failed, deleted, or dies with its machi
 `recover_operation` finishes or undoes the operation.
 
 **If it fails.** Open the report: it says what was changed, what went back and what a person must look at. Only
-*failed* needs somebody at once; *refused* and *rolled-back* left the system as it was.
+*failed* needs somebody at once; *refused*, *not-approved* and *rolled-back* left the system as it was.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.sdk import Param, TaskGroup, chain, dag
+from airflow.sdk import Param, TaskGroup, TriggerRule, chain, dag
 
 from nephoran_maintenance.domain.order import in_order
+from nephoran_maintenance.groups.approval import approval
 from nephoran_maintenance.groups.component_upgrade import GATE_RETRIES, component_upgrade
 from nephoran_maintenance.groups.functional_test import functional_test
 from nephoran_maintenance.groups.preflight import preflight
@@ -65,6 +68,7 @@ from nephoran_maintenance.groups.rollback import rollback
 from nephoran_maintenance.operators.admission import CheckRequestOperator
 from nephoran_maintenance.operators.lease import AcquireLeaseOperator, HoldLeaseOperator, ReleaseLeaseOperator
 from nephoran_maintenance.operators.planning import PlanUpgradeOperator
+from nephoran_maintenance.operators.recheck import RecheckPlanOperator
 from nephoran_maintenance.operators.recording import RecordBeforeStateOperator
 from nephoran_maintenance.operators.recovery import RecoverOperationsOperator
 from nephoran_maintenance.operators.report import ReportOperator, VerifyOutcomeOperator
@@ -129,7 +133,7 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
             type="string",
             enum=["security", "emergency", "minor", "major", "infrastructure"],
             title="Category",
-            description="The maintenance category that the change is recorded under.",
+            description="The maintenance category of the change: the profile says whose approval each one needs.",
         ),
         "reason": Param(
             None,
@@ -143,6 +147,13 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
             type="boolean",
             title="Allow a downgrade",
             description="Without it, a tag older than the running one is refused. Never applies to Weaviate.",
+        ),
+        "plan_hash": Param(
+            None,
+            type=["null", "string"],
+            pattern="^[0-9a-f]{64}$",
+            title="Hash of the plan",
+            description="From the report of a run with mode plan: only exactly this plan is applied.",
         ),
         "if_busy": Param(
             "refuse",
@@ -158,8 +169,12 @@ def rolling_upgrade() -> None:
     recover_operations = RecoverOperationsOperator(task_id="recover_operations", kubernetes_connection_id=CONNECTION)
     ready = preflight(kubernetes_connection_id=CONNECTION)
     plan_changes = PlanUpgradeOperator(task_id="plan_changes", kubernetes_connection_id=CONNECTION)
-    acquire_lease = AcquireLeaseOperator(task_id="acquire_lease", kubernetes_connection_id=CONNECTION)
+    approved = approval(kubernetes_connection_id=CONNECTION)
+    acquire_lease = AcquireLeaseOperator(
+        task_id="acquire_lease", kubernetes_connection_id=CONNECTION, trigger_rule=TriggerRule.NONE_FAILED
+    )
     hold_lease = HoldLeaseOperator(task_id="hold_lease", kubernetes_connection_id=CONNECTION)
+    recheck_plan = RecheckPlanOperator(task_id="recheck_plan", kubernetes_connection_id=CONNECTION)
     record_before_state = RecordBeforeStateOperator(task_id="record_before_state", kubernetes_connection_id=CONNECTION)
     measure_traffic = MeasureTrafficOperator(task_id="measure_traffic", kubernetes_connection_id=CONNECTION)
     with TaskGroup(
@@ -175,7 +190,9 @@ def rolling_upgrade() -> None:
     release_lease = ReleaseLeaseOperator(task_id="release_lease", kubernetes_connection_id=CONNECTION)
     verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION, retries=0)
 
-    check_request >> recover_operations >> ready >> plan_changes >> acquire_lease >> record_before_state
+    check_request >> recover_operations >> ready >> plan_changes >> approved >> acquire_lease
+    # The second step is skipped a moment before the first has ended: the lease waits for both.
+    approved.get_child_by_label("wait_approval") >> acquire_lease >> recheck_plan >> record_before_state
     record_before_state >> components >> tested >> verify_metrics
     # The group ends with the deletion, which runs whatever happened: what it waited for must have succeeded too.
     tested.get_child_by_label("wait_test_intents") >> verify_metrics >> verify_components

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from lab.airflow_settings import AirflowInstance
+from lab.airflow_settings import APPROVERS, AirflowInstance
 from lab.cluster import Cluster
 from lab.config import PROJECT, LabConfig
 from lab.system.images import FETCH
@@ -154,4 +154,6 @@ def for_lab(profile: Mapping[str, Any], config: LabConfig) -> dict[str, Any]:
     changed["vantage_point"] = {"image": f"{config.registry}/{':'.join(FETCH)}"}
     changed["registry"] = {"plain_http": True}
     changed["reports"]["bucket"] = REPORTS_BUCKET
+    # The categories stay: minor, which runs in the lab have unless they ask for another, waits for nobody.
+    changed["approvers"] = ["admin", *APPROVERS]
     return changed

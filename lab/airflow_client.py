@@ -160,6 +160,16 @@ class AirflowClient:
         errors = [entry["error_detail"][0]["exc_value"] for entry in entries if entry.get("error_detail")]
         return str(errors[-1]) if errors else None
 
+    def question(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any] | None:
+        """Return what a task asks a person: subject, body, options, response_received; None when it has not asked yet."""
+        found = self._request("GET", _question_path(dag_id, run_id, task_id), missing_allowed=True)
+        return None if found is None else dict(found)
+
+    def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
+        """Answer a task's question as this client's user; Airflow refuses an answer to one that is answered."""
+        body = {"chosen_options": [option], "params_input": {}}
+        self._request("PATCH", _question_path(dag_id, run_id, task_id), body)
+
     def fail_task(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> None:
         """Mark a task failed, which ends it and lets the rollback run: the way to abort a procedure."""
         self._request(
@@ -208,3 +218,7 @@ class AirflowClient:
         return self._http.request(
             method, f"/api/v2{path}", json=body, headers={"Authorization": f"Bearer {self._token}"}
         )
+
+
+def _question_path(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
+    return f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/{map_index}/hitlDetails"

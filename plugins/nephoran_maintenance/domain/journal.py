@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nephoran_maintenance.domain.approval import Answer
 from nephoran_maintenance.domain.lease import lost
 from nephoran_maintenance.errors import UnknownStateError
 from nephoran_maintenance.settings import PREFIX
@@ -86,6 +87,9 @@ class Journal(BaseModel):
     """The token that the objects in scope bear; a write to this journal by the holder of another is refused."""
     requested_by: str | None = None
     reason: str | None = None
+    category: str | None = None
+    approvals: tuple[Answer, ...] = ()
+    """Who has let it begin, and when."""
     verified_at: datetime | None = None
     """When everything together was seen to be good; without it a recovery undoes."""
     turned_back_at: datetime | None = None

@@ -22,24 +22,31 @@ if TYPE_CHECKING:
 Findings = list[Finding]
 
 
-def check_pods(step: CheckOperator, _: Context) -> Findings:
+def workloads(step: StepOperator, context: Context) -> dict[str, dict[str, Any]]:
+    """Return the live workload of each chosen component."""
+    cluster, profile = step.cluster(), step.profile
+    chosen = [profile.component(name) for name in request_of(context).components]
+    return {c.name: cluster.get_workload(c, profile.namespace_of(c)) for c in chosen}
+
+
+def check_pods(step: StepOperator, _: Context) -> Findings:
     pods = [pod for pod in step.cluster().list("Pod", step.profile.namespaces.system) if not is_own(pod)]
     return preflight.check_pods(pods, datetime.now(UTC))
 
 
-def check_rollouts(step: CheckOperator, context: Context) -> Findings:
-    return preflight.check_rollouts(step.workloads(context))
+def check_rollouts(step: StepOperator, context: Context) -> Findings:
+    return preflight.check_rollouts(workloads(step, context))
 
 
-def check_ownership(step: CheckOperator, context: Context) -> Findings:
-    workloads = step.workloads(context)
-    containers = {name: container_name(w, step.profile.component(name)) for name, w in workloads.items()}
-    return ownership.check_ownership(workloads, containers)
+def check_ownership(step: StepOperator, context: Context) -> Findings:
+    chosen = workloads(step, context)
+    containers = {name: container_name(w, step.profile.component(name)) for name, w in chosen.items()}
+    return ownership.check_ownership(chosen, containers)
 
 
-def check_capacity(step: CheckOperator, context: Context) -> Findings:
+def check_capacity(step: StepOperator, context: Context) -> Findings:
     cluster, system = step.cluster(), step.profile.namespaces.system
-    surges = {name: w for name, w in step.workloads(context).items() if w["kind"] == "Deployment"}
+    surges = {name: w for name, w in workloads(step, context).items() if w["kind"] == "Deployment"}
     nodes = cluster.nodes()
     findings = preflight.check_headroom(nodes, cluster.list("Pod"), surges)
     findings += preflight.check_quotas(cluster.list("ResourceQuota", system), surges)
@@ -48,19 +55,19 @@ def check_capacity(step: CheckOperator, context: Context) -> Findings:
     return findings + preflight.check_volumes(cluster.list("PersistentVolumeClaim", system), usage)
 
 
-def check_disruption(step: CheckOperator, _: Context) -> Findings:
+def check_disruption(step: StepOperator, _: Context) -> Findings:
     cluster, system = step.cluster(), step.profile.namespaces.system
     findings = preflight.check_disruption_budgets(cluster.list("PodDisruptionBudget", system), drains=False)
     return findings + preflight.check_autoscalers(cluster.list("HorizontalPodAutoscaler", system))
 
 
-def check_images(step: CheckOperator, context: Context) -> Findings:
+def check_images(step: StepOperator, context: Context) -> Findings:
     from nephoran_maintenance.hooks.image_registry import ImageRegistryHook
 
     request, profile = request_of(context), step.profile
     registry = ImageRegistryHook(profile.connections.image_registry, plain_http=profile.registry.plain_http or None)
     findings = []
-    for name, workload in step.workloads(context).items():
+    for name, workload in workloads(step, context).items():
         component = profile.component(name)
         container = container_name(workload, component)
         containers = workload["spec"]["template"]["spec"]["containers"]
@@ -72,14 +79,14 @@ def check_images(step: CheckOperator, context: Context) -> Findings:
     return findings or [Finding("images", "pass", "images", "no version was asked for", "in the registry")]
 
 
-def check_gates(step: CheckOperator, context: Context) -> Findings:
+def check_gates(step: StepOperator, context: Context) -> Findings:
     from nephoran_maintenance.domain.gate import REQUESTS
     from nephoran_maintenance.hooks.prometheus_api import PrometheusHook
     from nephoran_maintenance.sensors.gate import queries_of
 
     profile, findings = step.profile, []
     prometheus = PrometheusHook(profile.connections.prometheus)
-    for name, workload in step.workloads(context).items():
+    for name, workload in workloads(step, context).items():
         component = profile.component(name)
         if component.gate and not profile.gate.off:
             place = {"namespace": profile.namespace_of(component), "kind": workload["kind"]}
@@ -90,18 +97,18 @@ def check_gates(step: CheckOperator, context: Context) -> Findings:
     return findings or [Finding("gates", "pass", "gates", "no chosen component has one", "series for each gate")]
 
 
-def check_permissions(step: CheckOperator, context: Context) -> Findings:
+def check_permissions(step: StepOperator, context: Context) -> Findings:
     cluster = step.cluster()
     groups = [kind.group for kind in served_kinds(cluster.crds(), step.profile.intents)]
     accesses = permissions_for(step.profile, groups, changing="mode" in context["params"])
     return preflight.check_permissions(accesses, cluster.can_i(accesses), cluster.who_am_i())
 
 
-def check_backup(_step: CheckOperator, _: Context) -> Findings:
+def check_backup(_step: StepOperator, _: Context) -> Findings:
     return [preflight.check_backup_age()]
 
 
-CHECKS: dict[str, Callable[[CheckOperator, Context], Findings]] = {
+CHECKS: dict[str, Callable[[StepOperator, Context], Findings]] = {
     "pods": check_pods,
     "rollouts": check_rollouts,
     "ownership": check_ownership,
@@ -129,12 +136,6 @@ class CheckOperator(StepOperator):
 
     def act(self, context: Context) -> list[dict[str, Any]]:
         return gathered(self, self.subject, lambda: CHECKS[self.subject](self, context), context)
-
-    def workloads(self, context: Context) -> dict[str, dict[str, Any]]:
-        """Return the live workload of each chosen component."""
-        cluster, profile = self.cluster(), self.profile
-        chosen = [profile.component(name) for name in request_of(context).components]
-        return {c.name: cluster.get_workload(c, profile.namespace_of(c)) for c in chosen}
 
 
 def gathered(step: StepOperator, subject: str, check: Callable[[], Findings], context: Context) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from nephoran_maintenance.domain.step_ids import (
 )
 from nephoran_maintenance.engine.fencing import close
 from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.operators.approval import recorded_approval
 from nephoran_maintenance.operators.base import (
     ERROR_KEY,
     StepOperator,
@@ -102,6 +103,7 @@ class ReportOperator(StepOperator):
         tests = pull(context, WAIT_TEST_INTENTS) or pull(context, WAIT_TEST_INTENTS, "functional_test") or []
         gates = [] if journal is None else self.gates(context, profile, journal)
         deleted = pull(context, DELETE_TEST_INTENTS)
+        approval = None if reads_only else recorded_approval(context)
         return build_report(
             operation_id=operation,
             procedure=self.dag_id,
@@ -113,6 +115,7 @@ class ReportOperator(StepOperator):
                 planned=context["params"].get("mode") == "plan",
                 changes=None if plan is None else len(plan["changes"]),
                 reads_only=reads_only,
+                approval=approval,
             ),
             triggered_by=run.triggering_user_name or run.run_type.value,
             started_at=run.start_date,
@@ -126,6 +129,7 @@ class ReportOperator(StepOperator):
             probe=pull(context, MEASURE_TRAFFIC),
             probe_expected=journal is not None and profile.probe is not None,
             gates=gates,
+            approval=approval.model_dump(mode="json") if approval else None,
             rollback=list(rollback.values()),
             findings=[*(readiness.get("findings") or []), *(found for gate in gates for found in gate["findings"])],
             failed_steps=[

@@ -46,6 +46,43 @@ def no_findings(step: Any, context: Any) -> list[dict[str, Any]]:
     return [Finding(subject, "pass", "the system", "good", "good").to_dict()]
 
 
+@dataclass(frozen=True)
+class Question:
+    """What a step has asked in Airflow's required actions."""
+
+    step: str
+    options: list[str]
+    subject: str
+    body: str
+
+
+class Persons:
+    """Those who answer the questions of a run, in the order of their answers: who, what, and after how long."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[str | None, str]] = []
+        self.questions: list[Question] = []
+
+    def ask(self, *, ti_id: str, options: list[str], subject: str, body: str) -> None:
+        self.questions.append(Question(ti_id, options, subject, body))
+
+    def answer(self, step: str) -> dict[str, Any]:
+        """Return the event of the next answer: ``approve`` and ``reject`` are the options, ``nobody`` is the end of time."""
+        who, what = self.answers.pop(0)
+        question = self.questions[-1]
+        assert question.step == step
+        if what == "nobody":
+            return {"error": "the response timeout has passed", "error_type": "timeout"}
+        options = dict(zip(("approve", "reject"), question.options, strict=True))
+        return {
+            "chosen_options": [options.get(what, what)],
+            "params_input": {},
+            "responded_at": datetime.now(UTC),
+            "responded_by_user": None if who is None else {"id": f"id of {who}", "name": who},
+            "timedout": False,
+        }
+
+
 @dataclass
 class System:
     """The system under test and what was asked of it."""
@@ -55,6 +92,7 @@ class System:
     server: Server
     profile_path: Path
     dags: dict[str, Any]
+    persons: Persons
 
     def push(self, tag: str, *names: str) -> None:
         """Push an image of each component."""
@@ -74,7 +112,9 @@ class System:
         dag = self.dags["rolling_upgrade"]
         passed = {t: no_findings for t in dag.task_ids if t.startswith("preflight.check_")}
         given = {"mode": "apply", "components": COMPONENTS, "version": "v2", **params}
-        return DagRunner(dag, given, replaced={**passed, **(replaced or {})}, run_id=run_id).run()
+        return DagRunner(
+            dag, given, replaced={**passed, **(replaced or {})}, run_id=run_id, answer=self.persons.answer
+        ).run()
 
     def with_probe(self) -> None:
         """Have the traffic measured; most tests don't, because it takes time."""
@@ -159,7 +199,11 @@ def system(dags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             outside.prometheus.pods = lambda: [
                 pod["metadata"]["name"] for name in COMPONENTS for pod in cluster.pods_of(name)
             ]
-            found = System(cluster, outside, server, profile, dags)
+            persons = Persons()
+            monkeypatch.setattr("airflow.sdk.execution_time.hitl.upsert_hitl_detail", persons.ask)
+            # As for preflight: the checks have tests of their own, and so has their repetition.
+            monkeypatch.setattr("nephoran_maintenance.operators.recheck.RECHECKED", ())
+            found = System(cluster, outside, server, profile, dags, persons)
             found.push("v1")
             found.push("v2")
             yield found
