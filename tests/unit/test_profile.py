@@ -205,3 +205,35 @@ def test_a_probe_without_known_objects_is_refused(tmp_path: Path) -> None:
 def test_a_profile_holds_no_secret() -> None:
     text = SHIPPED.read_text(encoding="utf-8").lower()
     assert not [word for word in ("password", "api_key", "apikey", "token:", "secret:") if word in text]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"approvers": [""]}, "approvers.0"),
+        ({"approvers": ["ada", "ada"]}, "approvers are listed twice: ada"),
+        ({"approvers": "ada"}, "approvers"),
+        ({"categories": {"urgent": {"window": "any", "approval": "one", "downtime": "zero"}}}, "categories.urgent"),
+        (
+            {"categories": {"minor": {"window": "any", "approval": "three", "downtime": "zero"}}},
+            "categories.minor.approval",
+        ),
+        (
+            {"categories": {"minor": {"window": "any", "approval": "one", "downtime": "zero", "expires_minutes": 0}}},
+            "categories.minor.expires_minutes",
+        ),
+        (
+            {
+                "categories": {
+                    "minor": {"window": "any", "approval": "one", "downtime": "zero", "expires_minutes": 10081}
+                }
+            },
+            "categories.minor.expires_minutes",
+        ),
+    ],
+    ids=["empty name", "twice", "no list", "unknown category", "three persons", "no time", "more than a week"],
+)
+def test_a_mistake_about_approvals_is_named(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+    error = refused(written(tmp_path, yaml.safe_dump({**shipped(), **changes})))
+    assert error.reference == "profile-invalid"
+    assert key in error.message

@@ -37,7 +37,8 @@ def differences(planned: Plan, now: Plan) -> list[str]:
         if key not in new:
             found.append(f"not needed any more: {in_words(old[key])}")
         elif key not in old:
-            found.append(f"not planned: {in_words(new[key])}")
+            lines = ["", *changed_lines(new[key].diff)]
+            found.append(f"not planned: {in_words(new[key])}" + "\n".join(lines))
         else:
             found += _differences_of(old[key], new[key])
     if list(old) != list(new) and set(old) == set(new):
