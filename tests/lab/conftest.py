@@ -125,8 +125,15 @@ class Upgrades:
 
     def run(self, dag_id: str = "rolling_upgrade", **params: Any) -> Run:
         """Run a procedure to its end and return how it went."""
+        return self.ended(self.start(dag_id, **params), dag_id)
+
+    def start(self, dag_id: str = "rolling_upgrade", **params: Any) -> str:
+        """Start a procedure and return the id of its run."""
         self.client.await_dag(dag_id)
-        run_id = self.client.trigger(dag_id, params)
+        return self.client.trigger(dag_id, params)
+
+    def ended(self, run_id: str, dag_id: str = "rolling_upgrade") -> Run:
+        """Return how a run went, once it has ended."""
         state = str(self.client.follow(dag_id, run_id, timeout=RUN_LIMIT)["state"])
         return Run(self.client, dag_id, run_id, state)
 

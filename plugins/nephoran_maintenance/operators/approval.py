@@ -138,6 +138,7 @@ class WaitApprovalOperator(StepOperator):
         upsert_hitl_detail(
             ti_id=context["ti"].id,
             options=[approve_option(approval.plan_hash), REJECT],
+            params={},  # with none at all Airflow 3.3 can't show the question
             subject=subject(rule, approval, plan, expires_at),
             body=body(rule, approval, plan, findings, asked_at=now, expires_at=expires_at, reason=reason),
         )

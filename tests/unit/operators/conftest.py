@@ -63,7 +63,8 @@ class Persons:
         self.answers: list[tuple[str | None, str]] = []
         self.questions: list[Question] = []
 
-    def ask(self, *, ti_id: str, options: list[str], subject: str, body: str) -> None:
+    def ask(self, *, ti_id: str, options: list[str], params: dict[str, Any], subject: str, body: str) -> None:
+        assert params == {}
         self.questions.append(Question(ti_id, options, subject, body))
 
     def answer(self, step: str) -> dict[str, Any]:
