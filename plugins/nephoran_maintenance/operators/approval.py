@@ -18,7 +18,7 @@ from nephoran_maintenance.domain.step_ids import (
 )
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.admission import request_of
-from nephoran_maintenance.operators.base import StepOperator, finish_step, journal_of, pull
+from nephoran_maintenance.operators.base import StepOperator, finish_step, journal_of, pull, refuse_closed
 from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY, PLANNED_AT_KEY
 
 if TYPE_CHECKING:
@@ -61,12 +61,7 @@ class WaitApprovalOperator(StepOperator):
             return self.finish(context, approval)
         decisions.check_rule(rule)
         journal = journal_of(context, self.journals())
-        if journal is not None and journal.state == "closed":
-            raise PermanentError(
-                "operation-closed",
-                f"operation {journal.operation_id} is closed: {journal.outcome}",
-                hint="Trigger a new run instead of clearing this one.",
-            )
+        refuse_closed(journal)
         approval = self.start(context, rule)
         if len(approval.approvers()) != self.number - 1:
             raise PermanentError(

@@ -19,7 +19,7 @@ from nephoran_maintenance.domain.step_ids import (
     rollback_step_id,
     unneeded_after,
 )
-from nephoran_maintenance.errors import MaintenanceError
+from nephoran_maintenance.errors import MaintenanceError, PermanentError
 from nephoran_maintenance.profile import SystemProfile, load_profile
 
 if TYPE_CHECKING:
@@ -155,6 +155,16 @@ def journal_of(context: Context, store: JournalStore) -> Journal | None:
         if states_of(context).get(RECORD_BEFORE_STATE) in NEVER_RAN:
             return None
         raise
+
+
+def refuse_closed(journal: Journal | None) -> None:
+    """:raises PermanentError: ``operation-closed`` when the run's operation has ended: its steps may not be cleared."""
+    if journal is not None and journal.state == "closed":
+        raise PermanentError(
+            "operation-closed",
+            f"operation {journal.operation_id} is closed: {journal.outcome}",
+            hint="Trigger a new run instead of clearing this one.",
+        )
 
 
 def operation_of(context: Context) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nephoran_maintenance.domain import ownership, preflight
 from nephoran_maintenance.domain.findings import Finding
-from nephoran_maintenance.domain.intents import count_active, served_kinds
+from nephoran_maintenance.domain.intents import IntentKind, count_active, served_kinds
 from nephoran_maintenance.domain.upgrade import permissions_for, requested_image
 from nephoran_maintenance.domain.vantage_point import is_own
 from nephoran_maintenance.engine.live import container_name
@@ -108,6 +108,23 @@ def check_backup(_step: StepOperator, _: Context) -> Findings:
     return [preflight.check_backup_age()]
 
 
+def check_intents(step: StepOperator, _: Context) -> Findings:
+    active, kinds = count_intents(step)
+    return preflight.check_intents(
+        active, step.profile.intents.active_limit, timedelta(), [kind.group for kind in kinds]
+    )
+
+
+def count_intents(step: StepOperator) -> tuple[int, list[IntentKind]]:
+    """Return the number of NetworkIntents in work, and the kinds of them that the cluster serves."""
+    from nephoran_maintenance.hooks.kubernetes_rest import Resource
+
+    intents, cluster = step.profile.intents, step.cluster()
+    kinds = served_kinds(cluster.crds(), intents)
+    found = (cluster.list(Resource(kind.group, kind.version, kind.plural)) for kind in kinds)
+    return sum(count_active(items, intents) for items in found), kinds
+
+
 CHECKS: dict[str, Callable[[StepOperator, Context], Findings]] = {
     "pods": check_pods,
     "rollouts": check_rollouts,
@@ -161,14 +178,10 @@ class CheckIntentsOperator(StepOperator):
     """Count the NetworkIntents in work; while there are too many, wait for them, up to the profile's limit."""
 
     def act(self, context: Context) -> list[dict[str, Any]]:
-        from nephoran_maintenance.hooks.kubernetes_rest import Resource
         from nephoran_maintenance.triggers.condition import FewPhasesTrigger
 
-        intents, cluster = self.profile.intents, self.cluster()
-        kinds = served_kinds(cluster.crds(), intents)
-        active = sum(
-            count_active(cluster.list(Resource(kind.group, kind.version, kind.plural)), intents) for kind in kinds
-        )
+        intents = self.profile.intents
+        active, kinds = count_intents(self)
         if active < intents.active_limit or not kinds or not intents.wait_seconds:
             return self.findings(active, timedelta(), [kind.group for kind in kinds])
         self.log.info("%d intents in work, %d or more block a change: waiting", active, intents.active_limit)

@@ -10,16 +10,16 @@ from nephoran_maintenance.domain.plan_words import differences
 from nephoran_maintenance.domain.step_ids import PLAN_CHANGES
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.admission import request_of
-from nephoran_maintenance.operators.base import journal_of, pull
-from nephoran_maintenance.operators.checks import CHECKS, gathered
+from nephoran_maintenance.operators.base import journal_of, pull, refuse_closed
+from nephoran_maintenance.operators.checks import CHECKS, check_intents, gathered
 from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY, PlanUpgradeOperator
 from nephoran_maintenance.operators.readiness import refuse_blocking
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-RECHECKED = tuple(CHECKS)
-"""All checks of the cluster. Dependencies and intents were asked by preflight alone: they wait, and the lease is held here."""
+RECHECKS = {**CHECKS, "intents": check_intents}
+"""All checks of preflight but that of the dependencies, which sends Jobs into the cluster and waits for them."""
 
 
 class RecheckPlanOperator(PlanUpgradeOperator):
@@ -34,16 +34,11 @@ class RecheckPlanOperator(PlanUpgradeOperator):
     def act(self, context: Context) -> dict[str, Any]:
         digest = pull(context, PLAN_CHANGES, HASH_KEY)
         journal = journal_of(context, self.journals())
-        if journal is not None and journal.state == "closed":
-            raise PermanentError(
-                "operation-closed",
-                f"operation {journal.operation_id} is closed: {journal.outcome}",
-                hint="Trigger a new run instead of clearing this one.",
-            )
+        refuse_closed(journal)
         if journal is not None:
             self.log.info("The journal of plan %s is open: rechecked before", journal.plan_hash)
             return {"plan_hash": journal.plan_hash, "findings": []}
-        found = [finding for subject in RECHECKED for finding in self.findings(subject, context)]
+        found = [finding for subject in RECHECKS for finding in self.findings(subject, context)]
         self.log.info("Findings:\n%s", as_table(found))
         refuse_blocking(found)
         plan = self.planned(request_of(context))
@@ -61,4 +56,6 @@ class RecheckPlanOperator(PlanUpgradeOperator):
 
     def findings(self, subject: str, context: Context) -> list[Finding]:
         """Return the findings about one subject; what could not be read is one that blocks."""
-        return [Finding(**found) for found in gathered(self, subject, lambda: CHECKS[subject](self, context), context)]
+        return [
+            Finding(**found) for found in gathered(self, subject, lambda: RECHECKS[subject](self, context), context)
+        ]

@@ -13,7 +13,7 @@ from nephoran_maintenance.domain.step_ids import PLAN_CHANGES, RECHECK_PLAN
 from nephoran_maintenance.engine.fencing import stamp
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.approval import recorded_approval, rule_of
-from nephoran_maintenance.operators.base import StepOperator, finish_change_step, operation_of, pull
+from nephoran_maintenance.operators.base import StepOperator, finish_change_step, operation_of, pull, refuse_closed
 from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY
 
 if TYPE_CHECKING:
@@ -41,13 +41,7 @@ class RecordBeforeStateOperator(StepOperator):
             lease = self.leases(cluster).hold(operation)
             self.check_unchanged(cluster, plan)
             journal = store.create(self.journal(context, plan, lease.token, approval))
-        if journal.state == "closed":
-            raise PermanentError(
-                "operation-closed",
-                f"operation {operation} is closed: {journal.outcome}",
-                context={"operation": operation},
-                hint="Trigger a new run instead of clearing this one.",
-            )
+        refuse_closed(journal)
         stamp(cluster, journal, self.held_lease(context, cluster, journal))
         self.log.info("Journal %s has %d entries", operation, len(journal.entries))
         return finish_change_step(context, journal, self.profile, None, operation)

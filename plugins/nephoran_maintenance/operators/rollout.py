@@ -10,7 +10,7 @@ from nephoran_maintenance.domain.patches import same_spec, same_template
 from nephoran_maintenance.engine.live import check_digests, check_health, pod_runs, running_digests
 from nephoran_maintenance.engine.rolling import Wait
 from nephoran_maintenance.errors import PermanentError, UnknownStateError
-from nephoran_maintenance.operators.base import finish_change_step, operation_of
+from nephoran_maintenance.operators.base import finish_change_step, operation_of, refuse_closed
 from nephoran_maintenance.operators.rolling import RollingOperator
 
 if TYPE_CHECKING:
@@ -36,12 +36,7 @@ class ChangeOperator(RollingOperator):
         :raises PermanentError: ``operation-closed``, ``change-not-planned``.
         """
         entry = journal.entry(self.component, self.change_kind)
-        if journal.state == "closed":
-            raise PermanentError(
-                "operation-closed",
-                f"operation {journal.operation_id} is closed: {journal.outcome}",
-                hint="Trigger a new run instead of clearing this one.",
-            )
+        refuse_closed(journal)
         if entry is None:
             raise PermanentError(
                 "change-not-planned",

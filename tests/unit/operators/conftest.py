@@ -220,7 +220,7 @@ def system(dags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             persons = Persons()
             monkeypatch.setattr("airflow.sdk.execution_time.hitl.upsert_hitl_detail", persons.ask)
             # As for preflight: the checks have tests of their own, and so has their repetition.
-            monkeypatch.setattr("nephoran_maintenance.operators.recheck.RECHECKED", ())
+            monkeypatch.setattr("nephoran_maintenance.operators.recheck.RECHECKS", {})
             found = System(cluster, outside, server, profile, dags, persons)
             found.push("v1")
             found.push("v2")

@@ -7,14 +7,19 @@ from typing import Any
 import pytest
 
 from nephoran_maintenance.domain.findings import Finding
+from nephoran_maintenance.operators import recheck
 from nephoran_maintenance.operators.checks import CHECKS
 from tests.unit.dag_runner import DagRunner, TaskInstance
 from tests.unit.fake_cluster import APPS
 from tests.unit.hooks.fake_servers import status_object
 from tests.unit.operators.conftest import Step, System
+from tests.unit.operators.test_preflight import add_intents
 from tests.unit.operators.test_refusals import refused_at
 
 OTHER = "0" * 64
+RECHECKS = "nephoran_maintenance.operators.recheck.RECHECKS"
+ALL = dict(recheck.RECHECKS)
+"""As they are: the fixture replaces them."""
 
 
 def after(step: str, change: Any) -> dict[str, Step]:
@@ -81,9 +86,8 @@ def test_one_that_is_there_already_is_not_needed_any_more(system: System) -> Non
 
 
 def test_a_finding_that_blocks_by_now_stops_the_run(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nephoran_maintenance.operators.recheck.RECHECKED", ("rollouts", "pods"))
     blocks = Finding("pods", "block", "Pod/x", "crash loop", "running", "Look at its log.")
-    monkeypatch.setitem(CHECKS, "pods", lambda step, context: [blocks])
+    monkeypatch.setattr(RECHECKS, {"rollouts": CHECKS["rollouts"], "pods": lambda step, context: [blocks]})
     before = system.specs()
     error = refused(system, system.upgrade(components=["rag-api"]), before)
     assert "[preflight-blocked]" in error
@@ -92,7 +96,7 @@ def test_a_finding_that_blocks_by_now_stops_the_run(system: System, monkeypatch:
 
 
 def test_what_can_not_be_measured_again_stops_the_run_too(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nephoran_maintenance.operators.recheck.RECHECKED", ("capacity",))
+    monkeypatch.setattr(RECHECKS, {"capacity": CHECKS["capacity"]})
     before = system.specs()
 
     def no_nodes(request: Any) -> Any:
@@ -103,8 +107,7 @@ def test_what_can_not_be_measured_again_stops_the_run_too(system: System, monkey
     assert "observed not measured: " in error
 
 
-def test_all_checks_of_the_cluster_are_made_again(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nephoran_maintenance.operators.recheck.RECHECKED", tuple(CHECKS))
+def test_everything_but_the_dependencies_is_checked_again(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
     def remembered(subject: str, check: Any) -> Any:
@@ -114,13 +117,22 @@ def test_all_checks_of_the_cluster_are_made_again(system: System, monkeypatch: p
 
         return run
 
-    for subject, check in list(CHECKS.items()):
-        monkeypatch.setitem(CHECKS, subject, remembered(subject, check))
+    monkeypatch.setattr(RECHECKS, {subject: remembered(subject, check) for subject, check in ALL.items()})
     run = system.upgrade(components=["rag-api"])
     assert run.report["overall"] == "succeeded", run.error("recheck_plan")
-    assert made == list(CHECKS)
-    assert "ownership" in CHECKS
-    assert "images" in CHECKS
+    preflight = {t.rpartition("check_")[2] for t in run.dag.task_ids if t.startswith("preflight.check_")}
+    assert set(made) == preflight - {"dependencies"}
+
+
+def test_intents_that_came_while_a_person_was_waited_for_stop_the_run(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RECHECKS, {"intents": ALL["intents"]})
+    arrived = after("acquire_lease", lambda: add_intents(system, 10, "Processing"))
+    run = system.upgrade(components=["rag-api"], replaced=arrived)
+    error = refused(system, run, system.specs())
+    assert "[preflight-blocked]" in error
+    assert "observed 10 " in error
 
 
 def test_a_recheck_that_was_passed_over_lets_nothing_begin(system: System) -> None:

@@ -244,13 +244,24 @@ def broken(*, after: bool) -> Step:
 
 
 ALL = ["llm-processor", "rag-api", "weaviate"]
+BEFORE_THE_JOURNAL = {
+    "check_request",
+    "preflight.decide_readiness",
+    "plan_changes",
+    "approve.wait_approval",
+    "acquire_lease",
+    "recheck_plan",
+}
 FAIL_AT = [
     # step, after its effect, what goes back and in which order, how the run ends
     ("check_request", False, [], "refused"),
     ("preflight.decide_readiness", False, [], "refused"),
     ("plan_changes", False, [], "refused"),
+    ("approve.wait_approval", False, [], "refused"),
     ("acquire_lease", False, [], "refused"),
     ("acquire_lease", True, [], "refused"),
+    ("recheck_plan", False, [], "refused"),
+    ("recheck_plan", True, [], "refused"),
     ("record_before_state", False, [], "refused"),
     ("record_before_state", True, [], "refused"),
     (f"{WEAVIATE}.apply_image", False, [], "refused"),
@@ -303,10 +314,7 @@ def test_whatever_breaks_everything_is_old_or_everything_is_new(
         name for name in went_back if run.states[f"rollback.rollback_{name.replace('-', '_')}"] == "success"
     ] == undone
     assert [row["component"] for row in run.report["rollback"]] == undone
-    if step in ("check_request", "preflight.decide_readiness", "plan_changes", "acquire_lease") or (step, after) == (
-        "record_before_state",
-        False,
-    ):
+    if step in BEFORE_THE_JOURNAL or (step, after) == ("record_before_state", False):
         assert system.writes() == []
         return
     journal = system.journal()
