@@ -33,6 +33,7 @@ class UpgradeRequest(BaseModel):
     category: str = "minor"
     reason: str | None = None
     allow_downgrade: bool = False
+    release_quarantine: tuple[str, ...] = ()
 
 
 class Running(BaseModel):
@@ -215,7 +216,6 @@ def permissions_for(profile: SystemProfile, intent_groups: Sequence[str], *, cha
             }
             for group in intent_groups
         ]
-        wanted += [{"verb": "create", "resource": "configmaps", "namespace": own}]
     return wanted
 
 
@@ -239,7 +239,7 @@ def recovery_permissions_for(profile: SystemProfile, intent_groups: Sequence[str
         ),
         *(
             {"verb": verb, "resource": "configmaps", "namespace": own}
-            for verb in ("get", "list", "update", "patch", "delete")
+            for verb in ("get", "list", "create", "update", "patch", "delete")
         ),
         *(
             {"verb": verb, "group": "coordination.k8s.io", "resource": "leases", "namespace": own}

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from nephoran_maintenance.domain.journal import Journal, JournalEntry, Workload
 from nephoran_maintenance.domain.patches import same_spec
 from nephoran_maintenance.domain.plan import Plan
+from nephoran_maintenance.domain.quarantine import check_quarantine
 from nephoran_maintenance.domain.step_ids import PLAN_CHANGES
 from nephoran_maintenance.engine.fencing import stamp
 from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.operators.admission import released_from_quarantine
 from nephoran_maintenance.operators.base import StepOperator, finish_change_step, operation_of, pull
 from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY
 
@@ -36,6 +38,7 @@ class RecordBeforeStateOperator(StepOperator):
         if journal is None:
             lease = self.leases(cluster).hold(operation)
             self.check_unchanged(cluster, plan)
+            self.check_quarantine(context, cluster, plan)
             journal = store.create(self.journal(context, plan, lease.token))
         if journal.state == "closed":
             raise PermanentError(
@@ -69,10 +72,26 @@ class RecordBeforeStateOperator(StepOperator):
                     before=change.before,
                     intended=change.after,
                     digest=change.digest,
+                    criticality=change.criticality,
+                    needs=change.needs,
                 )
                 for change in plan.changes
             ),
         )
+
+    def check_quarantine(self, context: Context, cluster: ClusterHook, plan: Plan) -> None:
+        """:raises PermanentError: ``version-quarantined``: another operation may have failed since preflight."""
+        versions = self.quarantine(cluster).all()
+        for change in plan.changes:
+            released = released_from_quarantine(context, change.component)
+            held = check_quarantine(versions, change.component, change.digest, released=released)
+            if held is not None and held.severity == "block":
+                raise PermanentError(
+                    "version-quarantined",
+                    f"{held.object} is {held.observed}",
+                    context={"component": change.component},
+                    hint=held.hint,
+                )
 
     def check_unchanged(self, cluster: ClusterHook, plan: Plan) -> None:
         """:raises PermanentError: ``plan-outdated`` when an object has changed since it was planned for."""

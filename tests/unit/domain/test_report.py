@@ -118,6 +118,7 @@ def test_a_measured_component_shows_its_figures() -> None:
             "health": "2 of 2 pods answer",
             "policy": None,
             "changed": {"began_at": at(1).isoformat(), "verified_at": at(31).isoformat()},
+            "failure": None,
         }
     ]
 

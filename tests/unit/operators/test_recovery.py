@@ -115,7 +115,7 @@ def ended_well(system: System, before: dict[str, Any]) -> str:
     assert system.fences() == {}, "an object kept the mark of a dead operation"
     assert not [path for path in system.cluster.objects if "/networkintents/" in path]
     journals = [found for path, found in system.cluster.objects.items() if path.startswith(JOURNALS)]
-    heads = [json.loads(found["data"]["journal.json"]) for found in journals if "data" in found]
+    heads = [json.loads(found["data"]["journal.json"]) for found in journals if "journal.json" in found["data"]]
     assert {head["state"] for head in heads} <= {"closed"}, heads
     specs = system.specs()
     if specs == before:
