@@ -325,7 +325,7 @@ class SystemProfile(Part):
         try:
             TopologicalSorter({component.name: component.needs for component in self.components}).prepare()
         except CycleError as error:
-            raise ValueError(f"components need each other, so none can be first: {', '.join(error.args[1])}") from None
+            raise ValueError(f"components need each other, so none can be first: {' → '.join(error.args[1])}") from None
         return self
 
     def component(self, name: str) -> Component:

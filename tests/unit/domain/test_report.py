@@ -44,6 +44,21 @@ CASES = [
     pytest.param(journal(entry("applied")), {}, "failed", id="not verified is not succeeded"),
     pytest.param(journal(entry("rolling-back")), {"failed": True}, "failed", id="the way back did not end"),
     pytest.param(journal(entry("planned")), {"failed": True}, "refused", id="stopped before the first change"),
+    pytest.param(
+        journal(entry("verified"), entry("rolled-back", "b", criticality="may fail")),
+        {},
+        "partly-succeeded",
+        id="without one that may fail",
+    ),
+    pytest.param(
+        journal(entry("verified"), entry("rolled-back", "b", criticality="may fail")),
+        {"failed": True},
+        "failed",
+        id="without one that may fail, and another step failed",
+    ),
+    pytest.param(
+        journal(entry("left-out", criticality="may fail")), {"failed": True}, "refused", id="left out, nothing begun"
+    ),
     pytest.param(None, {"failed": True}, "refused", id="stopped before there was a journal"),
     pytest.param(None, {"failed": True, "planned": True, "changes": None}, "refused", id="a plan that failed"),
     pytest.param(None, {"planned": True}, "planned", id="a plan"),

@@ -33,6 +33,8 @@ COMPONENTS = ["weaviate", "rag-api", "llm-processor"]
 
 
 Step = Callable[[Any, Any], Any]
+SHAPES: dict[str, dict[str, Any]] = {}
+"""The procedure by what may fail in it; to read it takes longer than to run it."""
 
 
 def changes_spec(request: Received) -> bool:
@@ -99,9 +101,12 @@ class System:
                     component["criticality"] = "may fail"
 
         self.edit_profile(change)
-        found = DagBag(dag_folder=str(PROJECT_ROOT / "dags" / "rolling_upgrade.py"), load_op_links=False)
-        assert not found.import_errors, found.import_errors
-        self.dags = {**self.dags, **found.dags}
+        shape = json.dumps([names, needs])
+        if shape not in SHAPES:
+            found = DagBag(dag_folder=str(PROJECT_ROOT / "dags" / "rolling_upgrade.py"), load_op_links=False)
+            assert not found.import_errors, found.import_errors
+            SHAPES[shape] = dict(found.dags)
+        self.dags = {**self.dags, **SHAPES[shape]}
 
     def quarantine(self) -> dict[str, dict[str, Any]]:
         """Return by component what the quarantine says of its version; of each there is at most one."""
