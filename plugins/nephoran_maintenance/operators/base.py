@@ -23,7 +23,7 @@ from nephoran_maintenance.domain.step_ids import (
     unneeded_after,
 )
 from nephoran_maintenance.errors import MaintenanceError, PermanentError
-from nephoran_maintenance.profile import Component, SystemProfile, load_profile
+from nephoran_maintenance.profile import SystemProfile, load_profile
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -165,7 +165,10 @@ def finish_change_step(
     context: Context, journal: Journal, profile: SystemProfile, step_id: str | None, result: Any
 ) -> Any:
     """Return a step's result, after skipping the change steps right behind it that the plan does not need."""
-    chain = [step for component in in_order(profile.components) for step in own_step_ids(component)]
+    # A profile that was changed since the procedure was read may call for other steps than there are.
+    dag = context["task"].dag
+    there = dag.task_dict if dag is not None else {}
+    chain = [step for c in in_order(profile.components) for step in own_step_ids(c.name) if step in there]
     entries = [entry for entry in journal.entries if entry.component in journal.changed()]
     needed = {step for entry in entries for step in change_step_ids(entry.component, entry.kind)}
     # Whatever was changed of a component, its metrics are judged once, after the last change. The way back alone is
@@ -175,11 +178,9 @@ def finish_change_step(
     return finish_step(context, result, unneeded_after(step_id, chain, needed))
 
 
-def own_step_ids(component: Component) -> list[str]:
-    """Return the ids of all steps of a component's group, in their order."""
-    gate = [gate_step_id(component.name)] if component.gate else []
-    alone = alone_step_ids(component.name) if component.criticality == "may fail" else []
-    return [*change_step_ids(component.name), *gate, *alone]
+def own_step_ids(component: str) -> list[str]:
+    """Return the ids of all steps that a component's group can have, in their order."""
+    return [*change_step_ids(component), gate_step_id(component), *alone_step_ids(component)]
 
 
 def finish_rollback_step(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from airflow.sdk.exceptions import AirflowFailException
 
 from tests.unit.fake_cluster import JOURNALS
@@ -84,6 +85,20 @@ def test_an_unplanned_component_that_may_fail_costs_no_step(system: System) -> N
     run = system.upgrade(components=["weaviate", "llm-processor"])
     assert run.failed() == []
     assert not [task for task in run.order if task.startswith(RAG)]
+
+
+def test_a_procedure_that_was_read_before_the_profile_changed_still_works(system: System) -> None:
+    plain = yaml.safe_load(system.profile_path.read_text(encoding="utf-8"))
+    system.allow_to_fail("rag-api", llm_processor=["weaviate"])
+    system.profile_path.write_text(yaml.safe_dump(plain), encoding="utf-8")
+    before = system.specs()
+    assert system.upgrade(components=["weaviate"], version="v1", run_id="idle").failed() == []
+    run = system.upgrade(images=bad(system, "rag-api"), run_id="bad")
+    assert run.surprises == []
+    assert "[not-a-failure-of-the-component]" in run.error(f"{RAG}.decide_alone"), "the plan says that it must not fail"
+    assert system.specs() == before
+    run = system.upgrade(components=["weaviate", "llm-processor"], run_id="good")
+    assert run.failed() == []
 
 
 def test_what_needs_the_failed_one_is_left_out(system: System) -> None:
