@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from nephoran_maintenance.profile import Criticality
 
 ChangeKind = Literal["policy", "image"]
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 STRATEGY_NAMES = ("strategy", "updateStrategy")
 
 
@@ -68,8 +69,8 @@ def difference(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -
     """Return the unified difference of two recorded states, as YAML; empty when template and strategy are the same."""
     old, new = ({key: state[key] for key in ("strategy", "template")} for state in (before, after))
     lines = difflib.unified_diff(
-        yaml.safe_dump(old, sort_keys=True).splitlines(),
-        yaml.safe_dump(new, sort_keys=True).splitlines(),
+        yaml.dump(old, Dumper=DUMPER, sort_keys=True).splitlines(),
+        yaml.dump(new, Dumper=DUMPER, sort_keys=True).splitlines(),
         f"{name} now",
         f"{name} after",
         lineterm="",
