@@ -80,6 +80,14 @@ class AirflowClient:
             f"DAG {dag_id} can't be run after {timeout.total_seconds():.0f} s. Import errors: {errors or 'none'}"
         )
 
+    def await_task(self, dag_id: str, task_id: str, timeout: timedelta = timedelta(seconds=120)) -> None:
+        """Return when Airflow has read a DAG that has this task; raise TimeoutError when it has not in time."""
+        deadline = time.monotonic() + timeout.total_seconds()
+        while task_id not in (task["task_id"] for task in self.get(f"/dags/{dag_id}/tasks")["tasks"]):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"DAG {dag_id} has no task {task_id} after {timeout.total_seconds():.0f} s")
+            time.sleep(POLL_SECONDS)
+
     def trigger(self, dag_id: str, params: Mapping[str, Any] | None = None, *, note: str | None = None) -> str:
         """Start a run by hand and return its id. Airflow checks the params and answers 400 with the reason."""
         body = {"logical_date": None, "conf": dict(params or {}), "note": note}

@@ -6,6 +6,7 @@ import functools
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -22,6 +23,7 @@ Name = str
 WorkloadKind = Literal["Deployment", "StatefulSet", "DaemonSet"]
 GateMetric = Literal["error_ratio", "latency_p95"]
 CategoryName = Literal["security", "emergency", "minor", "major", "infrastructure"]
+Criticality = Literal["must", "may fail"]
 
 
 class Part(BaseModel):
@@ -86,7 +88,7 @@ class Component(Part):
     health: Health = Health()
     needs: tuple[str, ...] = ()
     gate: tuple[GateMetric, ...] = ()
-    criticality: Literal["must", "may fail"] = "must"
+    criticality: Criticality = "must"
     upgrade_by_default: bool = True
 
 
@@ -323,15 +325,26 @@ class SystemProfile(Part):
             raise ValueError(f"approvers are listed twice: {', '.join(repeated)}")
         if self.probe and not self.known_objects:
             raise ValueError("the probe needs known_objects to check its answers")
+        may_fail = {component.name for component in self.components if component.criticality == "may fail"}
         for component in self.components:
             unknown = sorted(set(component.needs) - set(names))
             if unknown:
                 raise ValueError(f"component {component.name} needs unknown components: {', '.join(unknown)}")
+            shaky = sorted(set(component.needs) & may_fail)
+            if shaky and component.name not in may_fail:
+                raise ValueError(
+                    f"component {component.name} must not fail but needs {', '.join(shaky)}, which may fail and then stays "
+                    f"as it was; make {component.name} may fail too, or {shaky[0]} must"
+                )
             if component.policy not in self.policies:
                 raise ValueError(
                     f"component {component.name} has the policy {component.policy!r}, "
                     f"expected one of {', '.join(sorted(self.policies))}"
                 )
+        try:
+            TopologicalSorter({component.name: component.needs for component in self.components}).prepare()
+        except CycleError as error:
+            raise ValueError(f"components need each other, so none can be first: {' → '.join(error.args[1])}") from None
         return self
 
     def component(self, name: str) -> Component:

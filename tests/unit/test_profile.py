@@ -125,6 +125,18 @@ MISTAKES = [
     pytest.param("  active_limit: 10", "  active_limit: 0", "intents.active_limit", "greater", id="out of bounds"),
     pytest.param("policy: weaviate", "policy: stateful", "", "stateful", id="policy that is not defined"),
     pytest.param("needs: [weaviate]", "needs: [redis]", "", "redis", id="need that is not defined"),
+    pytest.param("needs: [weaviate]", "needs: [llm-processor]", "", "need each other", id="needs in a circle"),
+    pytest.param("needs: [weaviate]", "needs: [rag-api]", "", "rag-api → rag-api", id="needs itself"),
+    pytest.param(
+        "needs: [weaviate]",
+        "needs: [weaviate]\n    criticality: may fail",
+        "",
+        "llm-processor must not fail but needs rag-api",
+        id="must needs what may fail",
+    ),
+    pytest.param(
+        "needs: [weaviate]", "criticality: optional", "components.1.criticality", "may fail", id="unknown criticality"
+    ),
     pytest.param("  - name: rag-api", "  - name: RAG", "components.1.name", "pattern", id="name Kubernetes refuses"),
     pytest.param("  - name: rag-api", "  - name: weaviate", "", "twice", id="component listed twice"),
     pytest.param("workload: {name: rag-api}", "workload: {}", "components.1.workload", "selector", id="no workload"),

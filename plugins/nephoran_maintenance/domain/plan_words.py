@@ -59,6 +59,8 @@ def _differences_of(planned: Change, now: Change) -> list[str]:
             ("the object", _object(planned), _object(now)),
             ("the digest of the new image", planned.digest, now.digest),
             ("the digest that runs", planned.digest_before, now.digest_before),
+            ("its criticality", planned.criticality, now.criticality),
+            ("what it needs", ", ".join(planned.needs) or "nothing", ", ".join(now.needs) or "nothing"),
         )
         if old != new
     ]

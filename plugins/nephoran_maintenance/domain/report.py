@@ -16,6 +16,7 @@ NOT_MEASURED = "not measured"
 PROBE_FIGURES = ("sent", "failed", "longest_gap_seconds", "requests_per_second")
 Overall = Literal[
     "succeeded",
+    "partly-succeeded",
     "rolled-back",
     "failed",
     "planned",
@@ -50,14 +51,14 @@ def overall(
     """Return how an operation ended.
 
     :param journal: None when it ended before the first change.
-    :param failed: whether any step failed.
+    :param failed: whether any step failed, those of a component apart that may fail and stayed behind.
     :param planned: whether it was to plan only.
     :param changes: number of planned changes; None when there is no plan.
     :param approval: what is recorded of it, when it was asked for.
     """
     if reads_only:
         return "not-ready" if failed else "ready"
-    if journal is None or not any(entry.step != "planned" for entry in journal.entries):
+    if journal is None or not any(entry.step not in ("planned", "left-out") for entry in journal.entries):
         if failed:
             ended = approval is not None and approval.state in ("rejected", "expired")
             return "not-approved" if ended else "refused"
@@ -65,8 +66,8 @@ def overall(
             return "nothing-to-do"
         return "planned" if planned else "refused"
     if journal.begun() and journal.complete() and not failed:
-        return "succeeded"
-    if all(entry.step in ("rolled-back", "planned") for entry in journal.entries):
+        return "partly-succeeded" if journal.behind() else "succeeded"
+    if all(entry.step in ("rolled-back", "planned", "left-out") for entry in journal.entries):
         return "rolled-back"
     return "failed"
 
@@ -170,6 +171,7 @@ def plan_of_journal(journal: Journal) -> dict[str, Any]:
                 "before": entry.before,
                 "after": entry.intended,
                 "digest": entry.digest,
+                "criticality": entry.criticality,
                 "diff": difference(entry.component, entry.before, entry.intended),
             }
             for entry in journal.entries
@@ -200,6 +202,9 @@ def rollback_rows(journal: Journal) -> list[dict[str, Any]]:
 def _summary(how: Overall, journal: Journal | None) -> str:
     if how == "failed" and journal is not None and journal.complete():
         return "Every planned change is in place and verified, but another step failed: see below."
+    if how == "partly-succeeded" and journal is not None:
+        new, behind = journal.changed(), journal.behind()
+        return f"New and verified: {', '.join(new)}. Not changed, because the plan says that it may fail: {', '.join(behind)}."
     return _SUMMARIES[how]
 
 
@@ -219,7 +224,7 @@ def _components(
         rows.append(
             {
                 "name": name,
-                "result": _result([entry.step for entry in entries]),
+                "result": _result(entries, journal),
                 "image_before": before,
                 "image_after": after,
                 "digest_before": _digest(before, (image or {}).get("digest_before")),
@@ -230,6 +235,7 @@ def _components(
                 "health": measured.get("health", NOT_MEASURED),
                 "policy": _POLICY_NOTE if policy else None,
                 "changed": _changed(entries),
+                "failure": _failure(name, journal),
             }
         )
     return rows
@@ -239,6 +245,12 @@ _POLICY_NOTE = (
     "rolling-update policy put in place first; the pods of the earlier policy left under the earlier policy, "
     "so no promise of zero downtime covers that first roll"
 )
+
+
+def _failure(component: str, journal: Journal | None) -> str | None:
+    """Return why a component could not stay changed itself; None when it was not the one that failed."""
+    failure = journal.failure_of(component) if journal else None
+    return failure.message if failure else None
 
 
 def _changed(entries: Sequence[JournalEntry]) -> dict[str, str]:
@@ -251,14 +263,23 @@ def _changed(entries: Sequence[JournalEntry]) -> dict[str, str]:
     }
 
 
-def _result(steps: Sequence[str]) -> str:
-    if not steps:
+def _result(entries: Sequence[JournalEntry], journal: Journal | None) -> str:
+    steps = [entry.step for entry in entries]
+    if not steps or journal is None:
         return "not changed"
+    name, lacking = entries[0].component, [failure.component for failure in journal.failures]
+    if name in journal.behind() and name not in lacking:
+        return f"not changed: it needs {', '.join(need for need in entries[0].needs if need in lacking)}, which failed"
+    if name in journal.behind():
+        back = "rolled back alone and verified" if "rolled-back" in steps else "not changed"
+        return f"{back}; it may fail"
     if all(step == "planned" for step in steps):
         return "not changed"
     if all(step == "verified" for step in steps):
         return "changed and verified"
-    if all(step in ("rolled-back", "planned") for step in steps):
+    if all(step == "left-out" for step in steps):
+        return "not changed"
+    if all(step in ("rolled-back", "planned", "left-out") for step in steps):
         return "rolled back and verified"
     return f"between: {', '.join(steps)}"
 

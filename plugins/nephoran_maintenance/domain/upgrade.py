@@ -34,6 +34,7 @@ class UpgradeRequest(BaseModel):
     reason: str | None = None
     allow_downgrade: bool = False
     plan_hash: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    release_quarantine: tuple[str, ...] = ()
 
 
 class Running(BaseModel):
@@ -216,7 +217,6 @@ def permissions_for(profile: SystemProfile, intent_groups: Sequence[str], *, cha
             }
             for group in intent_groups
         ]
-        wanted += [{"verb": "create", "resource": "configmaps", "namespace": own}]
     return wanted
 
 
@@ -240,7 +240,7 @@ def recovery_permissions_for(profile: SystemProfile, intent_groups: Sequence[str
         ),
         *(
             {"verb": verb, "resource": "configmaps", "namespace": own}
-            for verb in ("get", "list", "update", "patch", "delete")
+            for verb in ("get", "list", "create", "update", "patch", "delete")
         ),
         *(
             {"verb": verb, "group": "coordination.k8s.io", "resource": "leases", "namespace": own}

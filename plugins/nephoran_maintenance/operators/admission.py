@@ -41,6 +41,12 @@ def request_of(context: Context) -> UpgradeRequest:
         ) from None
 
 
+def released_from_quarantine(context: Context, component: str) -> bool:
+    """Return whether a person asks for a component in spite of its quarantine: a run by hand that names it."""
+    by_hand = context["dag_run"].run_type.value == "manual"
+    return by_hand and component in request_of(context).release_quarantine
+
+
 class CheckRequestOperator(StepOperator):
     """Check parameters, profile, approvers, queries of the gates, cluster, permissions and that every component exists.
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from nephoran_maintenance.domain import ownership, preflight
 from nephoran_maintenance.domain.findings import Finding
 from nephoran_maintenance.domain.intents import IntentKind, count_active, served_kinds
+from nephoran_maintenance.domain.quarantine import check_quarantine
 from nephoran_maintenance.domain.upgrade import permissions_for, requested_image
 from nephoran_maintenance.domain.vantage_point import is_own
 from nephoran_maintenance.engine.live import container_name
 from nephoran_maintenance.errors import MaintenanceError, TransientError
-from nephoran_maintenance.operators.admission import request_of
+from nephoran_maintenance.operators.admission import released_from_quarantine, request_of
 from nephoran_maintenance.operators.base import StepOperator
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def check_images(step: StepOperator, context: Context) -> Findings:
 
     request, profile = request_of(context), step.profile
     registry = ImageRegistryHook(profile.connections.image_registry, plain_http=profile.registry.plain_http or None)
+    quarantine = step.quarantine(step.cluster()).all()
     findings = []
     for name, workload in workloads(step, context).items():
         component = profile.component(name)
@@ -75,7 +77,9 @@ def check_images(step: StepOperator, context: Context) -> Findings:
         if not (request.images.get(name) or request.version):
             continue
         reference = str(requested_image(request, component, running))
-        findings.append(preflight.check_image(name, reference, registry.find_digest(reference)))
+        digest, released = registry.find_digest(reference), released_from_quarantine(context, name)
+        held = check_quarantine(quarantine, name, digest, released=released)
+        findings += [preflight.check_image(name, reference, digest), *([held] if held else [])]
     return findings or [Finding("images", "pass", "images", "no version was asked for", "in the registry")]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import DownstreamTasksSkipped
 
 from nephoran_maintenance.domain.images import ImageReference
+from nephoran_maintenance.domain.order import all_needs
 from nephoran_maintenance.domain.patches import policy_patch, record_before, same_spec, with_image
 from nephoran_maintenance.domain.plan import Change, Plan, difference, plan_hash
 from nephoran_maintenance.domain.plan_words import in_words
@@ -96,6 +97,12 @@ class PlanUpgradeOperator(StepOperator):
             "name": workload["metadata"]["name"],
         }
         changes: list[Change] = []
+        fixed: dict[str, Any] = {
+            "component": component.name,
+            "workload": about,
+            "criticality": component.criticality,
+            "needs": all_needs(profile.components, component.name),
+        }
         patch = policy_patch(workload, container, profile.policy_of(component))
         with_policy = self.as_stored(cluster, workload, patch)
         state = before
@@ -103,9 +110,8 @@ class PlanUpgradeOperator(StepOperator):
             after = record_before(with_policy, container)
             changes.append(
                 Change(
-                    component=component.name,
+                    **fixed,
                     kind="policy",
-                    workload=about,
                     before=before,
                     after=after,
                     diff=difference(component.name, before, after),
@@ -117,9 +123,8 @@ class PlanUpgradeOperator(StepOperator):
         if after["template"] != state["template"]:
             changes.append(
                 Change(
-                    component=component.name,
+                    **fixed,
                     kind="image",
-                    workload=about,
                     before=state,
                     after=after,
                     digest=target.digest,

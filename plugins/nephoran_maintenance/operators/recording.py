@@ -9,9 +9,11 @@ from nephoran_maintenance.domain.approval import Approval, check_approved
 from nephoran_maintenance.domain.journal import Journal, JournalEntry, Workload
 from nephoran_maintenance.domain.patches import same_spec
 from nephoran_maintenance.domain.plan import Plan
+from nephoran_maintenance.domain.quarantine import check_quarantine
 from nephoran_maintenance.domain.step_ids import PLAN_CHANGES, RECHECK_PLAN
 from nephoran_maintenance.engine.fencing import stamp
 from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.operators.admission import released_from_quarantine
 from nephoran_maintenance.operators.approval import recorded_approval, rule_of
 from nephoran_maintenance.operators.base import StepOperator, finish_change_step, operation_of, pull, refuse_closed
 from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY
@@ -40,6 +42,7 @@ class RecordBeforeStateOperator(StepOperator):
             approval = self.check_admitted(context)
             lease = self.leases(cluster).hold(operation)
             self.check_unchanged(cluster, plan)
+            self.check_quarantine(context, cluster, plan)
             journal = store.create(self.journal(context, plan, lease.token, approval))
         refuse_closed(journal)
         stamp(cluster, journal, self.held_lease(context, cluster, journal))
@@ -85,10 +88,26 @@ class RecordBeforeStateOperator(StepOperator):
                     before=change.before,
                     intended=change.after,
                     digest=change.digest,
+                    criticality=change.criticality,
+                    needs=change.needs,
                 )
                 for change in plan.changes
             ),
         )
+
+    def check_quarantine(self, context: Context, cluster: ClusterHook, plan: Plan) -> None:
+        """:raises PermanentError: ``version-quarantined``: another operation may have failed since preflight."""
+        versions = self.quarantine(cluster).all()
+        for change in plan.changes:
+            released = released_from_quarantine(context, change.component)
+            held = check_quarantine(versions, change.component, change.digest, released=released)
+            if held is not None and held.severity == "block":
+                raise PermanentError(
+                    "version-quarantined",
+                    f"{held.object} is {held.observed}",
+                    context={"component": change.component},
+                    hint=held.hint,
+                )
 
     def check_unchanged(self, cluster: ClusterHook, plan: Plan) -> None:
         """:raises PermanentError: ``plan-outdated`` when an object has changed since it was planned for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ class ChangeOperator(RollingOperator):
         super().__init__(**kwargs)
         self.change_kind = change_kind
 
+    def blamed(self, error: PermanentError) -> Sequence[str]:
+        return [self.component]
+
     def entry(self, journal: Journal) -> JournalEntry:
         """Return this step's entry.
 
@@ -43,7 +47,7 @@ class ChangeOperator(RollingOperator):
                 f"operation {journal.operation_id} plans no {self.change_kind} change of {self.component}",
                 hint="Trigger a new run with this component.",
             )
-        if entry.step in ("rolling-back", "rolled-back"):
+        if entry.step in ("rolling-back", "rolled-back", "left-out"):
             raise PermanentError(
                 "operation-closed",
                 f"operation {journal.operation_id} is on its way back: {self.component} is {entry.step}",

@@ -49,6 +49,21 @@ CASES = [
     pytest.param(journal(entry("applied")), {}, "failed", id="not verified is not succeeded"),
     pytest.param(journal(entry("rolling-back")), {"failed": True}, "failed", id="the way back did not end"),
     pytest.param(journal(entry("planned")), {"failed": True}, "refused", id="stopped before the first change"),
+    pytest.param(
+        journal(entry("verified"), entry("rolled-back", "b", criticality="may fail")),
+        {},
+        "partly-succeeded",
+        id="without one that may fail",
+    ),
+    pytest.param(
+        journal(entry("verified"), entry("rolled-back", "b", criticality="may fail")),
+        {"failed": True},
+        "failed",
+        id="without one that may fail, and another step failed",
+    ),
+    pytest.param(
+        journal(entry("left-out", criticality="may fail")), {"failed": True}, "refused", id="left out, nothing begun"
+    ),
     pytest.param(None, {"failed": True}, "refused", id="stopped before there was a journal"),
     pytest.param(None, {"failed": True, "planned": True, "changes": None}, "refused", id="a plan that failed"),
     pytest.param(None, {"failed": True, "approval": approval("rejected")}, "not-approved", id="rejected"),
@@ -133,6 +148,7 @@ def test_a_measured_component_shows_its_figures() -> None:
             "health": "2 of 2 pods answer",
             "policy": None,
             "changed": {"began_at": at(1).isoformat(), "verified_at": at(31).isoformat()},
+            "failure": None,
         }
     ]
 

@@ -35,6 +35,8 @@ COMPONENTS = ["weaviate", "rag-api", "llm-processor"]
 
 
 Step = Callable[[Any, Any], Any]
+SHAPES: dict[str, dict[str, Any]] = {}
+"""The procedure by what may fail in it; to read it takes longer than to run it."""
 
 
 def changes_spec(request: Received) -> bool:
@@ -131,9 +133,33 @@ class System:
         self.edit_profile(lambda data: data["gate"].update({**fast, **settings}))
         self.outside.prometheus.age = 0.0
 
+    def allow_to_fail(self, *names: str, **needs: list[str]) -> None:
+        """Let components fail, with what else they need, and read the procedure again: its steps depend on it."""
+        from airflow.dag_processing.dagbag import DagBag
+
+        def change(data: dict[str, Any]) -> None:
+            for component in data["components"]:
+                component["needs"] = needs.get(component["name"].replace("-", "_"), component.get("needs", []))
+                if component["name"] in names:
+                    component["criticality"] = "may fail"
+
+        self.edit_profile(change)
+        shape = json.dumps([names, needs])
+        if shape not in SHAPES:
+            found = DagBag(dag_folder=str(PROJECT_ROOT / "dags" / "rolling_upgrade.py"), load_op_links=False)
+            assert not found.import_errors, found.import_errors
+            SHAPES[shape] = dict(found.dags)
+        self.dags = {**self.dags, **SHAPES[shape]}
+
+    def quarantine(self) -> dict[str, dict[str, Any]]:
+        """Return by component what the quarantine says of its version; of each there is at most one."""
+        data = self.cluster.objects.get(f"{JOURNALS}/quarantine-nephoran", {}).get("data", {})
+        return {version["component"]: version for version in map(json.loads, data.values())}
+
     def journal(self) -> Journal:
         """Return the only journal."""
-        stored = [found for path, found in self.cluster.objects.items() if path.startswith(JOURNALS)]
+        maps = [found for path, found in self.cluster.objects.items() if path.startswith(JOURNALS)]
+        stored = [found for found in maps if "journal.json" in found["data"]]
         assert len(stored) == 1
         return from_config_map(stored[0])
 

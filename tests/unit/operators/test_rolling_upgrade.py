@@ -357,6 +357,24 @@ def test_a_crashing_weaviate_replica_goes_back_and_the_others_were_never_touched
     assert [name for name in uids if uids[name] != now[name]] == ["weaviate-2"]
 
 
+@pytest.mark.parametrize("good", [True, False], ids=["new", "old"])
+def test_a_stateful_set_on_delete_is_stepped_by_its_policy_and_goes_back_to_its_own_strategy(
+    system: System, good: bool
+) -> None:
+    """Its controller would never replace a pod by itself; the policy's strategy is a change of the plan."""
+    system.cluster.edit("weaviate", lambda w: w["spec"].update(updateStrategy={"type": "OnDelete"}))
+    system.cluster.settle()
+    before = system.specs()
+    system.cluster.behaviour["v2"] = "fine" if good else "crash"
+    run = system.upgrade(components=["weaviate"])
+    assert run.surprises == []
+    assert run.report["overall"] == ("succeeded" if good else "rolled-back")
+    assert system.cluster.running("weaviate") == {"v2" if good else "v1"}
+    assert system.cluster.spec("weaviate")["updateStrategy"]["type"] == ("RollingUpdate" if good else "OnDelete")
+    assert [entry.kind for entry in system.journal().entries] == ["policy", "image"]
+    assert (system.specs() == before) is not good
+
+
 def test_a_failing_health_check_behind_a_ready_pod_goes_back(system: System) -> None:
     system.cluster.behaviour["v2"] = "unhealthy"
     run = system.upgrade(components=["rag-api"])
