@@ -398,7 +398,6 @@ def load_profile(path: str | Path | None = None) -> SystemProfile:
 def _load(path: str, _modified: int) -> SystemProfile:
     text = Path(path).read_text(encoding="utf-8")
     try:
-        node = yaml.compose(text, Loader=LOADER)
         data = yaml.load(text, Loader=LOADER)  # a safe loader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -419,7 +418,7 @@ def _load(path: str, _modified: int) -> SystemProfile:
         if first["type"] == "extra_forbidden":
             known = sorted(_model_at(SystemProfile, keys[:-1]).model_fields)
             problem = f"unknown key; expected one of {', '.join(known)}"
-        raise _invalid(path, _line_of(node, keys), key, f"{problem}{more}") from None
+        raise _invalid(path, _line_of(yaml.compose(text, Loader=LOADER), keys), key, f"{problem}{more}") from None
 
 
 def _invalid(path: str, line: int, key: str, problem: str) -> PermanentError:
