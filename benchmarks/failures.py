@@ -23,6 +23,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
+from benchmarks.readers import NAMESPACE, specs, workloads
 from benchmarks.results_file import publish
 from lab.airflow import Airflow
 from lab.airflow_access import grant_access
@@ -38,7 +39,6 @@ THIRD = COMPONENTS[-1]
 STEP = "components.nephio_bridge.wait_image"
 CAUSES = {"missing-image": "image-pull", "crash": "crash-loop", "never-ready": "failing-probe"}
 TAGS = {"missing-image": "v2", "crash": "v2-crash", "never-ready": "v2-never-ready"}
-NAMESPACE = "nephoran-system"
 DAG_ID = "rolling_upgrade"
 LIMIT = timedelta(minutes=10)
 LOOK_SECONDS = 0.25
@@ -89,7 +89,7 @@ def broken_upgrade(cluster: Cluster, client: AirflowClient, failure: str) -> Fig
 
     :raises SystemExit: when the cause was not named, or anything is not as it was before.
     """
-    before = specs(cluster)
+    before = specs(workloads(cluster))
     if failure == "missing-image":
         # What a node has pulled once it never asks the registry for again.
         push_fresh(cluster.config, THIRD, TAGS[failure])
@@ -122,7 +122,7 @@ def broken_upgrade(cluster: Cluster, client: AirflowClient, failure: str) -> Fig
             (report["overall"] != "rolled-back", f"the report says {report['overall']}"),
             (CAUSES[failure] not in error, f"{CAUSES[failure]} is not in: {error[:500]}"),
             (back != list(reversed(COMPONENTS)), f"rolled back: {back}"),
-            (specs(cluster) != before, "a spec is not as it was"),
+            (specs(workloads(cluster)) != before, "a spec is not as it was"),
             (observer.hopeless_at[failure] is None, "Kubernetes was not seen failing"),
         )
         if fault
@@ -200,21 +200,6 @@ def seconds(text: str) -> float:
 def pods(cluster: Cluster) -> list[Figures]:
     path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={quote(f'app={THIRD}')}"
     return list(cluster.get(path)["items"])
-
-
-def specs(cluster: Cluster) -> dict[str, Any]:
-    """Return every workload's spec, labels and annotations but those that the server counts up."""
-    found = {}
-    for plural in ("deployments", "statefulsets"):
-        for item in cluster.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/{plural}")["items"]:
-            annotations = dict(item["metadata"].get("annotations") or {})
-            annotations.pop("deployment.kubernetes.io/revision", None)
-            found[f"{plural}/{item['metadata']['name']}"] = (
-                item["spec"],
-                item["metadata"].get("labels"),
-                annotations,
-            )
-    return found
 
 
 if __name__ == "__main__":

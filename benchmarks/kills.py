@@ -1,15 +1,16 @@
 """Kill matrix: whatever is killed, at whatever step, the system ends in its old or its new state and nobody is needed.
 
-Each case starts a ``rolling_upgrade`` of two components on one lab (variant ``fast``), kills real processes with SIGKILL
-at one moment, starts Airflow again where it was killed, and waits for the operation's journal to be closed. The end is
-read from the API server by this file, which knows nothing of the package but the journal's name and label.
+Each case starts a ``rolling_upgrade`` of two components (ten of them: of all five) on one lab (variant ``fast``), kills
+real processes with SIGKILL at one moment, starts Airflow again where it was killed, and waits for the operation's journal
+to be closed. The end is read from the API server by this file, which knows nothing of the package but the journal's name
+and label.
 
     BENCH_CASES=everything make bench-kills     only cases whose name contains this
     BENCH_LIMIT=5 make bench-kills              at most so many cases that have no result yet
 
 A row is written to ``results/kills.jsonl`` as soon as its case is over; a case that has one is not run again.
 ``recover_operation`` is triggered every ``RECOVERY_SECONDS`` here instead of every two minutes, and the lease and
-Airflow's heartbeat limit are shortened; the table says so.
+Airflow's heartbeat limit are shortened; the table says so. One case at the end is run with all of them at their defaults.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import dataclasses
 import json
 import os
 import signal
-import sqlite3
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -30,6 +31,7 @@ from urllib.parse import quote
 import httpx
 import yaml
 
+from benchmarks.readers import TaskTable, specs, workloads
 from benchmarks.results_file import RESULTS, publish
 from lab.airflow import Airflow, session_members
 from lab.airflow_access import grant_access
@@ -42,8 +44,9 @@ from lab.progress import Progress
 from lab.waiting import wait_until
 
 VARIANT = "fast"
-COMPONENTS = ("rag-api", "nephio-bridge")
-NAMESPACE, OWN = "nephoran-system", "nephoran-maintenance"
+TWO = ("rag-api", "nephio-bridge")
+FIVE = ("weaviate", "rag-api", "llm-processor", "nephio-bridge", "oran-adaptor")
+OWN = "nephoran-maintenance"
 MARK = "maintenance.nephoran.com"
 DAG_ID, RECOVERY = "rolling_upgrade", "recover_operation"
 TABLE = RESULTS / "kills.jsonl"
@@ -54,6 +57,7 @@ OUTAGE_SECONDS = 30.0
 LOOK_SECONDS = 0.05
 MOMENT_LIMIT = timedelta(minutes=3)
 END_LIMIT = timedelta(minutes=8)
+DEFAULT_END_LIMIT = timedelta(minutes=20)
 
 CONTROL_PLANE = ("kube-apiserver", "etcd", "kube-controller-manager", "kube-scheduler", "containerd", "kubelet")
 
@@ -87,6 +91,19 @@ UNDOING = ("rollback.rollback_nephio_bridge", "rollback.rollback_rag_api")
 KINDS = ("worker", "triggerer", "scheduler", "api-server", "kubelet", "database", "kube-apiserver", "outage")
 KINDS_AT = ("components.rag_api.apply_image", "components.rag_api.wait_image", "components.nephio_bridge.wait_image")
 
+OF_FIVE = (
+    ("in", "components.weaviate.apply_image", False),
+    ("in", "components.weaviate.wait_image", False),
+    ("after", "components.weaviate.wait_image", False),
+    ("in", "components.llm_processor.wait_image", False),
+    ("in", "components.oran_adaptor.wait_image", False),
+    ("in", "functional_test.wait_test_intents", False),
+    ("after", "verify_components", False),
+    ("in", "rollback.rollback_oran_adaptor", True),
+    ("in", "rollback.rollback_rag_api", True),
+    ("in", "rollback.rollback_weaviate", True),
+)
+
 Row = dict[str, Any]
 
 
@@ -102,10 +119,14 @@ class Case:
     where: str
     step: str
     broken: bool = False
+    components: tuple[str, ...] = TWO
+    default_times: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.kind} {self.where} {self.step}{' (broken image)' if self.broken else ''}"
+        notes = ["broken image"] * self.broken + ["five components"] * (self.components == FIVE)
+        notes += ["default times"] * self.default_times
+        return f"{self.kind} {self.where} {self.step}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def cases() -> Iterator[Case]:
@@ -122,6 +143,9 @@ def cases() -> Iterator[Case]:
             yield Case(kind, "in", step)
         for step in UNDOING:
             yield Case(kind, "in", step, broken=True)
+    for where, step, broken in OF_FIVE:
+        yield Case("everything", where, step, broken, FIVE)
+    yield Case("everything", "in", "components.rag_api.wait_image", default_times=True)
 
 
 class Matrix:
@@ -142,17 +166,17 @@ class Matrix:
         before = self.state()
         journals = self.journals()
         target = "v2" if self.tag(before) != "v2" else "v3" if self.tag(before) != "v3" else "v2"
-        params: dict[str, Any] = {"mode": "apply", "version": target, "components": list(COMPONENTS)}
+        params: dict[str, Any] = {"mode": "apply", "version": target, "components": list(case.components)}
         params |= {"allow_downgrade": True, "reason": f"kill matrix: {case.name}"}
         if case.broken:
-            params["images"] = {COMPONENTS[-1]: "v2-crash"}
+            params["images"] = {case.components[-1]: "v2-crash"}
         self.client.await_dag(DAG_ID)
         run_id = self.client.trigger(DAG_ID, params)
         if not self.reached(run_id, case):
             raise SystemExit(f"{case.name}: the moment never came; run {run_id}")
         started = time.monotonic()
         killed = self.kill(case.kind)
-        operation, state = self.wait_for_end(set(journals), run_id)
+        operation, state = self.wait_for_end(set(journals), run_id, case)
         seconds = round(time.monotonic() - started, 1)
         return {"case": case.name, **self.judged(before, target, operation, state, case), "seconds": seconds} | {
             "killed": killed,
@@ -165,12 +189,9 @@ class Matrix:
         """Return True as soon as the step has ended well, or is at work; False when that never happens."""
         wanted = ("success",) if case.where == "after" else ("running", "deferred")
         deadline = time.monotonic() + MOMENT_LIMIT.total_seconds()
-        address = f"file:{self.airflow.instance.database}?mode=ro"
-        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=10)) as database:
-            query = "select state from task_instance where run_id = ? and task_id = ?"
+        with contextlib.closing(TaskTable(self.airflow.instance.database, run_id)) as tasks:
             while time.monotonic() < deadline:
-                found = database.execute(query, (run_id, case.step)).fetchone()
-                if found and found[0] in wanted:
+                if tasks.state(case.step) in wanted:
                     return True
                 time.sleep(LOOK_SECONDS)
         return False
@@ -215,9 +236,10 @@ class Matrix:
 
     # --------------------------------------------------------------------------------------------------- the end
 
-    def wait_for_end(self, known: set[str], run_id: str) -> tuple[str | None, str]:
+    def wait_for_end(self, known: set[str], run_id: str, case: Case) -> tuple[str | None, str]:
         """Return the operation's id and its run's state once its journal is closed, or it never had one."""
-        deadline = time.monotonic() + END_LIMIT.total_seconds()
+        limit = DEFAULT_END_LIMIT if case.default_times else END_LIMIT
+        deadline = time.monotonic() + limit.total_seconds()
         next_recovery = time.monotonic() + RECOVERY_SECONDS
         state = "unknown"
         while time.monotonic() < deadline:
@@ -229,11 +251,12 @@ class Matrix:
                     return new[0], state
                 if not new and over:
                     return None, state
-                if time.monotonic() > next_recovery and not self.client.unfinished_runs(RECOVERY):
+                due = time.monotonic() > next_recovery and not case.default_times
+                if due and not self.client.unfinished_runs(RECOVERY):
                     self.client.trigger(RECOVERY, {"mode": "apply"})
                     next_recovery = time.monotonic() + RECOVERY_SECONDS
             time.sleep(1.0)
-        return None, f"{state}, journal not closed after {END_LIMIT.total_seconds():.0f} s"
+        return None, f"{state}, journal not closed after {limit.total_seconds():.0f} s"
 
     def run_state(self, run_id: str) -> str:
         """Return the state of the run; ``gone`` when Airflow knows of none, as after the loss of its database."""
@@ -248,9 +271,10 @@ class Matrix:
         """Return what the end is, and whether it is allowed."""
         self.settle()
         after = self.state()
-        tags = {name: tag_of(image) for name, image in after["images"].items() if name in COMPONENTS}
+        tags = {name: tag_of(image) for name, image in after["images"].items() if name in case.components}
         old = after["specs"] == before["specs"]
-        new = without_images(after["specs"]) == without_images(before["specs"]) and set(tags.values()) == {target}
+        rest = [without_images(state["specs"], case.components) for state in (before, after)]
+        new = rest[0] == rest[1] and set(tags.values()) == {target}
         end = "old" if old else "new" if new and not case.broken else "between"
         left = self.left_over()
         reported = self.reported(operation)
@@ -298,25 +322,16 @@ class Matrix:
         wait_until("the workloads", settled, limit=timedelta(minutes=3))
 
     def state(self) -> Row:
-        """Return specs, labels and annotations of all workloads, but the revision that the server counts up."""
-        specs, images = {}, {}
-        for item in self.workloads():
-            name = item["metadata"]["name"]
-            annotations = dict(item["metadata"].get("annotations") or {})
-            annotations.pop("deployment.kubernetes.io/revision", None)
-            specs[name] = {"spec": item["spec"], "labels": item["metadata"].get("labels"), "annotations": annotations}
-            images[name] = item["spec"]["template"]["spec"]["containers"][-1]["image"]
-        return {"specs": specs, "images": images}
+        """Return specs, labels, annotations and images of all workloads."""
+        found = self.workloads()
+        images = {i["metadata"]["name"]: i["spec"]["template"]["spec"]["containers"][-1]["image"] for i in found}
+        return {"specs": specs(found), "images": images}
 
     def tag(self, state: Row) -> str:
-        return tag_of(state["images"][COMPONENTS[0]])
+        return tag_of(state["images"][TWO[0]])
 
     def workloads(self) -> list[Row]:
-        found = []
-        for plural in ("deployments", "statefulsets"):
-            items = self.cluster.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/{plural}")["items"]
-            found += [{**item, "kind": plural} for item in items]
-        return found
+        return workloads(self.cluster)
 
     def journals(self) -> dict[str, str]:
         """Return the state of each journal by its name, newest first."""
@@ -329,17 +344,17 @@ def is_rolled_out(item: Mapping[str, Any]) -> bool:
     """Return whether the controller has done what the spec says, and nothing more is under way."""
     status, wanted = item.get("status") or {}, item["spec"].get("replicas", 1)
     counts = [status.get(key, 0) for key in ("replicas", "readyReplicas", "updatedReplicas")]
-    if item["kind"] == "statefulsets":
+    if item["plural"] == "statefulsets":
         counts.pop()  # Kubernetes leaves it out when both revisions are one
         if status.get("currentRevision") != status.get("updateRevision"):
             return False
     return status.get("observedGeneration", 0) >= item["metadata"]["generation"] and set(counts) == {wanted}
 
 
-def without_images(specs: Mapping[str, Any]) -> Any:
+def without_images(specs: Mapping[str, Any], components: Iterable[str]) -> Any:
     """Return the specs of the upgraded components without the image that the upgrade changes."""
     copied = json.loads(json.dumps(specs))
-    for name in COMPONENTS:
+    for name in components:
         for container in copied[name]["spec"]["template"]["spec"]["containers"]:
             if container["name"] == name:
                 container["image"] = ""
@@ -350,10 +365,10 @@ def tag_of(image: str) -> str:
     return image.partition("@")[0].rpartition(":")[2]
 
 
-def shorten(airflow: Airflow) -> None:
-    """Shorten the lease in the profile, so that a dead owner is noticed in seconds; the table says so."""
+def set_lease(airflow: Airflow, lease: Mapping[str, int]) -> None:
+    """Write how long a lease lasts into the profile: shortened, a dead owner is noticed in seconds."""
     profile = yaml.safe_load(airflow.instance.profile.read_text(encoding="utf-8"))  # type: ignore[union-attr]
-    profile["lease"] = LEASE
+    profile["lease"] = dict(lease)
     airflow.instance.profile.write_text(yaml.safe_dump(profile, sort_keys=False), encoding="utf-8")  # type: ignore[union-attr]
 
 
@@ -373,14 +388,20 @@ def main() -> None:
     config = LabConfig.named("bench")
     progress = Progress()
     cluster, airflow = Cluster(config, progress=progress), Airflow.of_lab(config, progress)
-    airflow.instance = dataclasses.replace(airflow.instance, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    defaults = airflow.instance
+    airflow.instance = dataclasses.replace(defaults, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     try:
         cluster.up(variant=VARIANT)
         grant_access(config, airflow.instance, progress, variant=VARIANT)
-        shorten(airflow)
+        set_lease(airflow, LEASE)
         airflow.up()
         matrix = Matrix(cluster, airflow, progress)
         for number, case in enumerate(chosen, start=1):
+            if case.default_times:
+                airflow.down()
+                airflow.instance = defaults
+                set_lease(airflow, {})
+                airflow.up()
             row = matrix.run(case)
             done[case.name] = row
             with TABLE.open("a", encoding="utf-8") as file:
@@ -401,7 +422,8 @@ def main() -> None:
             "lease": LEASE,
             "recovery_seconds": RECOVERY_SECONDS,
             "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
-            "components": list(COMPONENTS),
+            "seconds_median": round(statistics.median([row["seconds"] for row in rows] or [0]), 1),
+            "components": list(TWO),
             "variant": VARIANT,
         },
     )

@@ -2,6 +2,8 @@
 
 A lab without controllers and without nodes at work holds 1,000 Deployments whose status this benchmark writes. Real
 Airflow runs one task for each, all deferred in its one triggerer; then three Deployments a second become complete.
+A wait is over when its trigger has handed the task back: it is ``deferred`` no longer. When a worker is free for it then
+is a matter of the machine's size; two processors start about one task a second.
 
 Beside it, on the same API server and with the same completions, the alternative: one process with one connection and
 one watch for each Deployment (``one_watch_each``). It has no Airflow in it, so its resume time is that of the news alone.
@@ -13,14 +15,13 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
-import sqlite3
 import ssl
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 import aiohttp
 
 from benchmarks.dags.waits import WORKLOADS
+from benchmarks.readers import NAMESPACE, TaskTable
 from benchmarks.results_file import publish
 from lab.airflow import Airflow, session_members
 from lab.airflow_access import grant_access, issue_token
@@ -36,7 +38,6 @@ from lab.config import LabConfig
 from lab.progress import Progress
 from lab.waiting import wait_until
 
-NAMESPACE = "nephoran-system"
 DEPLOYMENTS = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"
 USER = "system:serviceaccount:nephoran-maintenance:rolling-upgrade"
 COMPLETIONS_PER_SECOND = 3.0
@@ -95,11 +96,10 @@ def in_the_triggerer(cluster: Cluster, airflow: Airflow, progress: Callable[[str
     time.sleep(IDLE_SECONDS)
     worker_slots = tasks.count("running") + tasks.count("queued")
     window = Window(cluster, lambda: [process.pid for process in session_members({leader})])
-    with window:
+    with window, Resumptions(airflow.instance.database, run_id) as resumed:
         completed = status.complete_all()
-        wait_until("the last task", lambda: tasks.count("success") == WORKLOADS, limit=timedelta(minutes=5))
-    ended = tasks.ends()
-    waits = sorted(ended[name] - at for name, at in completed.items())
+        wait_until("the last trigger", lambda: len(resumed.at) == WORKLOADS, limit=timedelta(minutes=5))
+    waits = sorted(resumed.at[name] - at for name, at in completed.items())
     figures = {
         "worker_slots": worker_slots,
         "triggerer_cpu_cores": window.cpu_cores,
@@ -175,6 +175,30 @@ def watch_all(pipe: Any, url: str, authority: str, token: str) -> None:
         return seen
 
     pipe.send(asyncio.run(everything()))
+
+
+class Resumptions:
+    """Looks at Airflow's database four times a second and remembers when each task was no longer deferred."""
+
+    def __init__(self, database: Path, run_id: str) -> None:
+        self.at: dict[str, float] = {}
+        self._database, self._run_id = database, run_id
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look_on, daemon=True)
+
+    def __enter__(self) -> Resumptions:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _look_on(self) -> None:
+        with contextlib.closing(TaskTable(self._database, self._run_id)) as tasks:
+            while not self._stop.wait(0.25):
+                for number in tasks.left("deferred"):
+                    self.at.setdefault(name_of(number), time.time())
 
 
 # --------------------------------------------------------------------------------------------------- what is waited for
@@ -298,27 +322,6 @@ def pss_of(pid: int) -> float:
             if line.startswith("Pss:"):
                 return int(line.split()[1]) / 1024
     return 0.0
-
-
-class TaskTable:
-    """Reads the states of a run's tasks from Airflow's database, beside it."""
-
-    def __init__(self, database: Path, run_id: str) -> None:
-        self._database = sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)
-        self._run_id = run_id
-
-    def states(self) -> dict[str, int]:
-        query = "select coalesce(state, 'none'), count(*) from task_instance where run_id = ? group by 1"
-        return dict(self._database.execute(query, (self._run_id,)).fetchall())
-
-    def count(self, state: str) -> int:
-        return self.states().get(state, 0)
-
-    def ends(self) -> dict[str, float]:
-        """Return when each task ended, by the name of its Deployment."""
-        query = "select map_index, end_date from task_instance where run_id = ? and map_index >= 0"
-        rows = self._database.execute(query, (self._run_id,)).fetchall()
-        return {name_of(number): datetime.fromisoformat(f"{end}+00:00").timestamp() for number, end in rows}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 ChangeKind = Literal["policy", "image"]
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 STRATEGY_NAMES = ("strategy", "updateStrategy")
 
 
@@ -63,8 +64,8 @@ def difference(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -
     """Return the unified difference of two recorded states, as YAML; empty when template and strategy are the same."""
     old, new = ({key: state[key] for key in ("strategy", "template")} for state in (before, after))
     lines = difflib.unified_diff(
-        yaml.safe_dump(old, sort_keys=True).splitlines(),
-        yaml.safe_dump(new, sort_keys=True).splitlines(),
+        yaml.dump(old, Dumper=DUMPER, sort_keys=True).splitlines(),
+        yaml.dump(new, Dumper=DUMPER, sort_keys=True).splitlines(),
         f"{name} now",
         f"{name} after",
         lineterm="",

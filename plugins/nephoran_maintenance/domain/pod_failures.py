@@ -108,9 +108,14 @@ def condition_of(item: JsonObject, kind: str) -> JsonObject:
     return next((condition for condition in conditions if condition.get("type") == kind), {})
 
 
+def has_condition(item: JsonObject, kind: str) -> bool:
+    """Return whether a condition of an object's status is true; one that is not there is not."""
+    return condition_of(item, kind).get("status") == "True"
+
+
 def is_ready(pod: JsonObject) -> bool:
     """Return whether the pod is Ready and stays."""
-    return not is_terminating(pod) and not is_finished(pod) and condition_of(pod, "Ready").get("status") == "True"
+    return not is_terminating(pod) and not is_finished(pod) and has_condition(pod, "Ready")
 
 
 def is_available(pod: JsonObject, minimum: timedelta, now: datetime) -> bool:

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from nephoran_maintenance.domain.findings import Finding, Severity
+from nephoran_maintenance.domain.pod_failures import has_condition
 
 JsonObject = Mapping[str, Any]
 
@@ -45,10 +46,9 @@ def check_pods(pods: Sequence[JsonObject], now: datetime) -> list[Finding]:
             continue
         counted += 1
         name = f"Pod/{pod['metadata']['name']}"
-        ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or ())
         if pod["metadata"].get("deletionTimestamp"):
             findings.append(Finding("pods", "warn", name, "terminating", "Ready", "Wait until it is gone."))
-        elif not ready:
+        elif not has_condition(pod, "Ready"):
             reason = _waiting_reason(status)
             observed = f"{phase}, not Ready{f': {reason}' if reason else ''}"
             findings.append(
@@ -210,8 +210,7 @@ def check_headroom(
             taint["effect"] in ("NoSchedule", "NoExecute") for taint in node["spec"].get("taints") or ()
         ):
             continue
-        conditions = node["status"].get("conditions") or ()
-        if not any(c["type"] == "Ready" and c["status"] == "True" for c in conditions):
+        if not has_condition(node, "Ready"):
             continue
         allocatable = node["status"]["allocatable"]
         free[node["metadata"]["name"]] = {key: quantity(allocatable[key]) for key in ("cpu", "memory", "pods")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+from nephoran_maintenance.domain.pod_failures import has_condition
 from nephoran_maintenance.domain.rollout import RolloutVerdict, judge_rollout
 from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
 from nephoran_maintenance.hooks.cluster import ClusterHook
@@ -101,13 +102,8 @@ def needs_events(workload: JsonObject, pods: list[JsonObject]) -> bool:
     if wanted is None:
         wanted = status.get("desiredNumberScheduled", 1)
     updated = status.get("updatedReplicas", status.get("updatedNumberScheduled", 0)) or 0
-    ready = sum(1 for pod in pods if _is_ready(pod))
+    ready = sum(1 for pod in pods if has_condition(pod, "Ready"))
     return ready < max(int(wanted), len(pods)) or int(updated) < int(wanted)
-
-
-def _is_ready(pod: JsonObject) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(condition.get("type") == "Ready" and condition.get("status") == "True" for condition in conditions)
 
 
 def verdict_event(verdict: RolloutVerdict) -> dict[str, Any]:

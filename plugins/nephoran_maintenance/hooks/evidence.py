@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nephoran_maintenance.domain.pod_failures import has_condition
 from nephoran_maintenance.errors import MaintenanceError
 from nephoran_maintenance.hooks.cluster import ClusterHook
 from nephoran_maintenance.hooks.kubernetes_rest import JsonObject, events_about
@@ -90,12 +91,7 @@ def _chosen(pods: list[JsonObject], name: str | None) -> JsonObject | None:
     if name is not None:
         return next((pod for pod in pods if pod["metadata"]["name"] == name), None)
     newest_first = sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")), reverse=True)
-    return next((pod for pod in newest_first if not _is_ready(pod)), None)
-
-
-def _is_ready(pod: JsonObject) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(condition.get("type") == "Ready" and condition.get("status") == "True" for condition in conditions)
+    return next((pod for pod in newest_first if not has_condition(pod, "Ready")), None)
 
 
 def _container_state(pod: JsonObject, container: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -43,7 +43,6 @@ class PollingTrigger(BaseTrigger):
         self.poll_interval_seconds = poll_interval_seconds
         self.read_error_limit = read_error_limit
         self.deadline_at = deadline_at
-        self._read_errors = 0
         self._last_logged: tuple[object, ...] = ()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -81,6 +80,26 @@ class PollingTrigger(BaseTrigger):
 
     # ------------------------------------------------------------------------------------------ for the subclasses
 
+    async def until(self, look: Callable[[], Awaitable[Event | None]]) -> Event:
+        """Look again and again, and return the first event of a look; a transient error of a look is counted and passed.
+
+        :raises TransientError: ``deadline-passed``, or the error of a look once there were too many in a row.
+        """
+        errors = 0
+        while True:
+            try:
+                event = await look()
+            except TransientError as error:
+                errors += 1
+                self.log.warning("Read error %d of at most %d: %s", errors, self.read_error_limit, error)
+                if errors > self.read_error_limit:
+                    raise
+            else:
+                errors = 0
+                if event is not None:
+                    return event
+            await self.pause()
+
     async def pause(self) -> None:
         """Wait for one poll interval.
 
@@ -98,19 +117,6 @@ class PollingTrigger(BaseTrigger):
             raise TransientError(
                 "deadline-passed", f"the deadline {self.deadline_at} has passed", hint="Look at what was waited for."
             )
-
-    def read_succeeded(self) -> None:
-        self._read_errors = 0
-
-    def read_failed(self, error: TransientError) -> None:
-        """Count a transient read error.
-
-        :raises TransientError: the same error once the limit is exceeded.
-        """
-        self._read_errors += 1
-        self.log.warning("Read error %d of at most %d: %s", self._read_errors, self.read_error_limit, error)
-        if self._read_errors > self.read_error_limit:
-            raise error
 
     def log_change(self, *what: object) -> None:
         """Log values when they differ from those logged last."""

@@ -57,21 +57,17 @@ class IntentTrigger(PollingTrigger):
 
     async def watch(self) -> Event:
         async with AsyncClusterHook(self.connection_id) as cluster:
-            while True:
-                try:
-                    self._seen = [observed(ref, await _find(cluster, ref)) for ref in self.objects]
-                except TransientError as error:
-                    self.read_failed(error)
-                    await self.pause()
-                    continue
-                self.read_succeeded()
-                self.log_change(*(f"{seen['name']} is {seen['phase'] or 'without a phase'}" for seen in self._seen))
-                bad = [seen for seen in self._seen if seen["phase"] in self.failure_phases or seen["gone"]]
-                if bad:
-                    return {"state": "failed", "message": "; ".join(describe(seen) for seen in bad)}
-                if all(seen["phase"] in self.success_phases for seen in self._seen):
-                    return {"state": "complete", "message": "; ".join(describe(seen) for seen in self._seen)}
-                await self.pause()
+            return await self.until(lambda: self._look(cluster))
+
+    async def _look(self, cluster: AsyncClusterHook) -> Event | None:
+        self._seen = [observed(ref, await _find(cluster, ref)) for ref in self.objects]
+        self.log_change(*(f"{seen['name']} is {seen['phase'] or 'without a phase'}" for seen in self._seen))
+        bad = [seen for seen in self._seen if seen["phase"] in self.failure_phases or seen["gone"]]
+        if bad:
+            return {"state": "failed", "message": "; ".join(describe(seen) for seen in bad)}
+        if all(seen["phase"] in self.success_phases for seen in self._seen):
+            return {"state": "complete", "message": "; ".join(describe(seen) for seen in self._seen)}
+        return None
 
 
 class AbsenceTrigger(PollingTrigger):
@@ -106,20 +102,14 @@ class AbsenceTrigger(PollingTrigger):
 
     async def watch(self) -> Event:
         async with AsyncClusterHook(self.connection_id) as cluster:
-            while True:
-                try:
-                    self._remaining = [
-                        ref for ref in self._remaining if _is_same(await _find(cluster, ref), ref.get("uid"))
-                    ]
-                except TransientError as error:
-                    self.read_failed(error)
-                    await self.pause()
-                    continue
-                self.read_succeeded()
-                self.log_change(f"{len(self._remaining)} of {len(self.objects)} objects remain")
-                if not self._remaining:
-                    return {"state": "complete", "message": f"all {len(self.objects)} objects are gone"}
-                await self.pause()
+            return await self.until(lambda: self._look(cluster))
+
+    async def _look(self, cluster: AsyncClusterHook) -> Event | None:
+        self._remaining = [ref for ref in self._remaining if _is_same(await _find(cluster, ref), ref.get("uid"))]
+        self.log_change(f"{len(self._remaining)} of {len(self.objects)} objects remain")
+        if self._remaining:
+            return None
+        return {"state": "complete", "message": f"all {len(self.objects)} objects are gone"}
 
 
 class JobsTrigger(PollingTrigger):
@@ -151,19 +141,13 @@ class JobsTrigger(PollingTrigger):
 
     async def watch(self) -> Event:
         async with AsyncClusterHook(self.connection_id) as cluster:
-            while True:
-                try:
-                    found = [await cluster.find("Job", name, self.namespace) for name in self.names]
-                except TransientError as error:
-                    self.read_failed(error)
-                    await self.pause()
-                    continue
-                self.read_succeeded()
-                running = sum(1 for job in found if job is not None and not job_end(job))
-                self.log_change(f"{running} of {len(self.names)} Jobs are at work")
-                if not running:
-                    return {"state": "complete", "message": f"all {len(self.names)} Jobs have ended"}
-                await self.pause()
+            return await self.until(lambda: self._look(cluster))
+
+    async def _look(self, cluster: AsyncClusterHook) -> Event | None:
+        found = [await cluster.find("Job", name, self.namespace) for name in self.names]
+        running = sum(1 for job in found if job is not None and not job_end(job))
+        self.log_change(f"{running} of {len(self.names)} Jobs are at work")
+        return None if running else {"state": "complete", "message": f"all {len(self.names)} Jobs have ended"}
 
 
 class FewPhasesTrigger(PollingTrigger):
@@ -205,18 +189,12 @@ class FewPhasesTrigger(PollingTrigger):
 
     async def watch(self) -> Event:
         async with AsyncClusterHook(self.connection_id) as cluster:
-            while True:
-                try:
-                    self._active = await self._count(cluster)
-                except TransientError as error:
-                    self.read_failed(error)
-                    await self.pause()
-                    continue
-                self.read_succeeded()
-                self.log_change(f"{self._active} active, fewer than {self.limit} wanted")
-                if self._active < self.limit:
-                    return {"state": "complete", "message": f"{self._active} active"}
-                await self.pause()
+            return await self.until(lambda: self._look(cluster))
+
+    async def _look(self, cluster: AsyncClusterHook) -> Event | None:
+        self._active = await self._count(cluster)
+        self.log_change(f"{self._active} active, fewer than {self.limit} wanted")
+        return {"state": "complete", "message": f"{self._active} active"} if self._active < self.limit else None
 
     async def _count(self, cluster: AsyncClusterHook) -> int:
         active = 0
@@ -299,19 +277,17 @@ class WeaviateNodeTrigger(PollingTrigger):
                 api_key=api_key,
             )
 
-        while True:
+        async def look() -> Event | None:
             try:
                 self._missing = await asyncio.to_thread(ask)
             except TransientError as error:
                 self._missing = error.message
-                self.read_failed(error)
-                await self.pause()
-                continue
-            self.read_succeeded()
-            self.log_change(self._missing or f"{self.pod} answers and is synchronized")
-            if not self._missing:
-                return {"state": "complete", "message": f"{self.pod} answers and is synchronized", "missing": ""}
-            await self.pause()
+                raise
+            found = f"{self.pod} answers and is synchronized"
+            self.log_change(self._missing or found)
+            return None if self._missing else {"state": "complete", "message": found, "missing": ""}
+
+        return await self.until(look)
 
 
 def phase_of(found: JsonObject) -> str:

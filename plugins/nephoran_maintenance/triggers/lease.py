@@ -10,7 +10,7 @@ from nephoran_maintenance.domain.journal import is_of_system
 from nephoran_maintenance.domain.lease import lease_of, refusal, renewed
 from nephoran_maintenance.domain.moments import NEVER
 from nephoran_maintenance.domain.step_ids import HOLD_LEASE, MEASURE_TRAFFIC, RELEASE_LEASE
-from nephoran_maintenance.errors import PermanentError, TransientError
+from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.hooks.async_cluster import AsyncClusterHook
 from nephoran_maintenance.hooks.journal_store import OPEN_JOURNALS
 from nephoran_maintenance.triggers.base import Event, PollingTrigger
@@ -80,17 +80,8 @@ class HoldLeaseTrigger(PollingTrigger):
 
     async def watch(self) -> Event:
         async with AsyncClusterHook(self.connection_id) as cluster:
-            while True:
-                try:
-                    event = await self._look(cluster)
-                except TransientError as error:
-                    # Another write to the lease in between, or an API server that is away: the next look tells.
-                    self.read_failed(error)
-                else:
-                    self.read_succeeded()
-                    if event is not None:
-                        return event
-                await self.pause()
+            # Another write to the lease in between, or an API server that is away: the next look tells.
+            return await self.until(lambda: self._look(cluster))
 
     async def _look(self, cluster: AsyncClusterHook) -> Event | None:
         found, now = await cluster.get_at("Lease", self.name, self.namespace)
@@ -170,19 +161,15 @@ class FreeLeaseTrigger(PollingTrigger):
 
     async def watch(self) -> Event:
         async with AsyncClusterHook(self.connection_id) as cluster:
-            while True:
-                try:
-                    refused = await self._refusal(cluster)
-                except TransientError as error:
-                    self.read_failed(error)
-                    await self.pause()
-                    continue
-                self.read_succeeded()
-                if refused is None:
-                    return {"state": "complete", "message": "the system is free"}
-                self._waits_for = refused.message
-                self.log_change(refused.message)
-                await self.pause()
+            return await self.until(lambda: self._look(cluster))
+
+    async def _look(self, cluster: AsyncClusterHook) -> Event | None:
+        refused = await self._refusal(cluster)
+        if refused is None:
+            return {"state": "complete", "message": "the system is free"}
+        self._waits_for = refused.message
+        self.log_change(refused.message)
+        return None
 
     async def _refusal(self, cluster: AsyncClusterHook) -> PermanentError | None:
         found, now = await cluster.get_at("Lease", self.name, self.namespace)

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from nephoran_maintenance.domain.rollout import RolloutVerdict, judge_rollout
 from nephoran_maintenance.engine.rollout import needs_events, verdict_event
-from nephoran_maintenance.errors import TransientError
 from nephoran_maintenance.hooks.kubernetes_rest import JsonObject
 from nephoran_maintenance.hooks.shared_looks import SharedLooks, shared_looks
 from nephoran_maintenance.triggers.base import Event, PollingTrigger
@@ -77,33 +76,28 @@ class RolloutTrigger(PollingTrigger):
         self.no_progress_limit_seconds = no_progress_limit_seconds
         self.progress_deadline_seconds = progress_deadline_seconds
         self._progress = ""
+        self._progressed_at = self.now()
+        self._fingerprint: str | None = None
 
     def empty_event(self) -> Event:
         return {**super().empty_event(), "cause": None, "pod": None, "progress": self._progress}
 
     async def watch(self) -> Event:
-        progressed_at = self.now()
-        fingerprint: str | None = None
+        self._progressed_at = self.now()
         async with shared_looks(self.connection_id, self.namespace) as looks:
-            while True:
-                try:
-                    workload, pods, events = await self._read(looks)
-                except TransientError as error:
-                    self.read_failed(error)
-                    await self.pause()
-                    continue
-                self.read_succeeded()
-                verdict = self._judge(workload, pods, events, progressed_at)
-                if verdict.fingerprint != fingerprint:
-                    fingerprint, progressed_at = verdict.fingerprint, self.now()
-                    if verdict.state == "failed":
-                        # It moved since the last look: a limit on standing still must be counted from here.
-                        verdict = self._judge(workload, pods, events, progressed_at)
-                self._progress = verdict.progress
-                self.log_change(verdict.state, verdict.progress, verdict.message)
-                if verdict.state != "progressing":
-                    return verdict_event(verdict)
-                await self.pause()
+            return await self.until(lambda: self._look(looks))
+
+    async def _look(self, looks: SharedLooks) -> Event | None:
+        workload, pods, events = await self._read(looks)
+        verdict = self._judge(workload, pods, events)
+        if verdict.fingerprint != self._fingerprint:
+            self._fingerprint, self._progressed_at = verdict.fingerprint, self.now()
+            if verdict.state == "failed":
+                # It moved since the last look: a limit on standing still must be counted from here.
+                verdict = self._judge(workload, pods, events)
+        self._progress = verdict.progress
+        self.log_change(verdict.state, verdict.progress, verdict.message)
+        return None if verdict.state == "progressing" else verdict_event(verdict)
 
     async def _read(self, looks: SharedLooks) -> tuple[JsonObject, list[JsonObject], list[JsonObject]]:
         look = await looks.look(self.kind)
@@ -112,9 +106,7 @@ class RolloutTrigger(PollingTrigger):
         events = await look.events_about(workload, pods) if needs_events(workload, pods) else []
         return workload, pods, events
 
-    def _judge(
-        self, workload: JsonObject, pods: list[JsonObject], events: list[JsonObject], progressed_at: datetime
-    ) -> RolloutVerdict:
+    def _judge(self, workload: JsonObject, pods: list[JsonObject], events: list[JsonObject]) -> RolloutVerdict:
         return judge_rollout(
             workload,
             pods,
@@ -123,7 +115,7 @@ class RolloutTrigger(PollingTrigger):
             image=self.image,
             now=self.now(),
             since=datetime.fromisoformat(self.since),
-            progressed_at=progressed_at,
+            progressed_at=self._progressed_at,
             no_progress_limit=timedelta(seconds=self.no_progress_limit_seconds),
             progress_deadline=timedelta(seconds=self.progress_deadline_seconds),
             ordinal=self.ordinal,

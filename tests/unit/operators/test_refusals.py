@@ -225,7 +225,9 @@ def test_a_blocking_finding_ends_the_run_before_the_plan(system: System) -> None
     assert run.report["findings"][0]["severity"] == "block"
 
 
-def test_a_run_that_can_not_ask_its_journal_does_not_say_that_nothing_was_changed(system: System) -> None:
+def test_a_run_that_can_not_ask_its_journal_does_not_say_that_nothing_was_changed(
+    system: System, fast_clock: None
+) -> None:
     """The cluster goes away after the first change: no report may call that refused."""
 
     def cut(step: Any, context: Any) -> Any:
