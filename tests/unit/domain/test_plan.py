@@ -11,7 +11,7 @@ import pytest
 
 from nephoran_maintenance.domain.patches import record_before
 from nephoran_maintenance.domain.plan import Change, Plan, difference, plan_hash
-from tests.unit.domain.kubernetes_objects import NEW_IMAGE, OLD_IMAGE, container, deployment, template
+from tests.unit.domain.kubernetes_objects import NEW_IMAGE, OLD_IMAGE, at, container, deployment, template
 
 
 def state(image: str, **changes: Any) -> dict[str, Any]:
@@ -75,6 +75,13 @@ def test_the_hash_does_not_change_with_what_moves_by_itself() -> None:
 def test_the_hash_does_not_change_with_the_order_of_keys() -> None:
     turned = dict(reversed(state(OLD_IMAGE).items()))
     assert plan_hash(plan(change(before=turned))) == plan_hash(plan(change()))
+
+
+def test_a_state_may_hold_moments() -> None:
+    """Clients that read an object into Python make moments of its times; JSON has texts."""
+    moment, text = at(0), at(0).isoformat().replace("+00:00", "Z")
+    held, written = (plan(change(before={"template": {"a": value}})) for value in (moment, text))
+    assert plan_hash(held) == plan_hash(written)
 
 
 def test_anybody_can_take_the_hash() -> None:
