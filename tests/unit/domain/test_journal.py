@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nephoran_maintenance.domain.journal import (
     BEGUN,
+    Failure,
     Journal,
     JournalEntry,
     Outcome,
@@ -299,3 +300,88 @@ def test_an_operation_id_is_a_valid_name_of_at_most_52_characters(procedure: str
     found = operation_id(procedure, when, run)
     assert len(found) <= 52
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", found)
+
+
+# --------------------------------------------------------------------------------------------------------- may fail
+
+
+def shaky(component: str, step: Step, kind: Any = "image", *needs: str) -> JournalEntry:
+    return entry(component, kind, step, criticality="may fail", needs=needs)
+
+
+@pytest.mark.parametrize(
+    ("entries", "behind", "complete", "outcome"),
+    [
+        pytest.param([entry("a", step="verified"), shaky("b", "verified")], [], True, "succeeded", id="all new"),
+        pytest.param(
+            [entry("a", step="verified"), shaky("b", "rolled-back")], ["b"], True, "partly-succeeded", id="one behind"
+        ),
+        pytest.param(
+            [entry("a", step="verified"), shaky("b", "left-out")], ["b"], True, "partly-succeeded", id="one left out"
+        ),
+        pytest.param(
+            [entry("a", step="verified"), shaky("b", "rolled-back", "policy"), shaky("b", "left-out")],
+            ["b"],
+            True,
+            "partly-succeeded",
+            id="policy back, image never begun",
+        ),
+        pytest.param(
+            [entry("a", step="verified"), shaky("b", "verified", "policy"), shaky("b", "left-out")],
+            [],
+            False,
+            None,
+            id="policy not back yet",
+        ),
+        pytest.param([entry("a", step="verified"), shaky("b", "rolling-back")], [], False, None, id="on its way back"),
+        pytest.param(
+            [entry("a", step="planned"), shaky("b", "rolled-back")], ["b"], False, "rolled-back", id="not yet"
+        ),
+        pytest.param([entry("a", step="verified"), entry("b", step="rolled-back")], [], False, None, id="it must not"),
+        pytest.param(
+            [shaky("a", "rolled-back"), shaky("b", "left-out")], ["a", "b"], False, "rolled-back", id="none new"
+        ),
+        pytest.param([shaky("a", "left-out")], ["a"], False, "nothing-changed", id="nothing begun"),
+    ],
+)
+def test_what_may_fail_may_stay_behind(entries: Any, behind: list[str], complete: bool, outcome: Any) -> None:
+    found = journal(*entries)
+    assert found.behind() == behind
+    assert found.complete() == complete
+    assert outcome_of(found, verified=True) == outcome
+    assert found.turned_back(at(9)).behind() == [], "then the whole goes back, and nothing stays behind of it"
+    if complete:
+        assert outcome_of(found, verified=False) is None
+        assert not found.turned_back(at(9)).complete() or not behind
+
+
+def test_an_empty_journal_is_not_complete() -> None:
+    assert not journal().complete()
+
+
+def test_given_up_is_what_is_planned_of_it_and_of_what_needs_it() -> None:
+    found = journal(
+        shaky("a", "verified", "policy"),
+        shaky("a", "planned"),
+        shaky("b", "planned", "image", "a"),
+        shaky("c", "planned", "image", "x"),
+        entry("d"),
+    ).given_up("a", at(3))
+    assert [e.step for e in found.entries] == ["verified", "left-out", "left-out", "planned", "planned"]
+    assert found.entries[1].at == {"left-out": at(3)}
+    assert found.to_roll_back() == ["a"]
+    assert from_config_map(to_config_map(found, "ns")) == found
+
+
+def test_the_first_failure_of_a_component_counts() -> None:
+    one, two = (Failure(component="a", reference="gate-closed", message=m, at=at(1)) for m in ("one", "two"))
+    found = journal(entry("a")).failed(one).failed(two)
+    assert found.failures == (one,)
+    assert found.failure_of("a") == one
+    assert found.failure_of("b") is None
+
+
+def test_what_went_back_alone_before_is_none_of_the_whole_way_back() -> None:
+    early = shaky("a", "rolled-back").model_copy(update={"at": {"rolled-back": at(1)}})
+    late = entry("b", step="rolled-back").model_copy(update={"at": {"rolled-back": at(5)}})
+    assert journal(early, late, turned_back_at=at(3)).gone_back() == ["b"]

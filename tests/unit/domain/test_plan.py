@@ -51,6 +51,8 @@ OTHERS = [
     pytest.param(change(digest="sha256:" + "1" * 64), id="another digest"),
     pytest.param(change("llm-processor"), id="another component"),
     pytest.param(change(kind="policy"), id="another kind"),
+    pytest.param(change(criticality="may fail"), id="another criticality"),
+    pytest.param(change(needs=("weaviate",)), id="other needs"),
     pytest.param(change(before=state(OLD_IMAGE, metadata={"uid": "x"})), id="another object of the same name"),
     pytest.param(change(before=state(OLD_IMAGE, spec={"strategy": {"type": "Recreate"}})), id="another strategy"),
 ]

@@ -51,6 +51,13 @@ def journal(*steps: Step, good: bool = False, back: bool = False, **changes: Any
     )
 
 
+def alone(step: Step, **changes: Any) -> Journal:
+    """Return a journal whose second component may fail, and is at a step of its own way back."""
+    found = journal("verified", step, **changes)
+    first, second = found.entries
+    return found.model_copy(update={"entries": (first, second.model_copy(update={"criticality": "may fail"}))})
+
+
 def held(by: str, age: float = 0) -> Lease:
     return lease_of(taken(new_lease("n", "ns"), by, "p", timedelta(seconds=60), at(-age)))
 
@@ -100,6 +107,14 @@ TABLE: list[Any] = [
     (journal("verified", "applied"), None, {**OK, "rag-api": "unknown"}, "stop", "rag-api is in no state"),
     (journal("verified", "applied"), None, {**OK, "weaviate": "missing"}, "stop", "weaviate is not in the cluster"),
     (journal("verified", "planned"), None, {**OK, "rag-api": "unknown"}, "undo", "1 of 2"),
+    (alone("rolling-back"), None, {**OK, "rag-api": "between"}, "undo", "1 of 2"),
+    (alone("rolled-back"), None, {**OK, "rag-api": "before"}, "undo", "not everything together"),
+    (alone("rolled-back", good=True), None, {**OK, "rag-api": "before"}, "finish", "but for rag-api, which may fail"),
+    (alone("left-out", good=True), None, {**OK, "rag-api": "before"}, "finish", "but for rag-api"),
+    (alone("rolled-back", good=True), None, OK, "undo", "every change"),
+    (alone("rolled-back", good=True, back=True), None, {**OK, "rag-api": "before"}, "undo", "way back had begun"),
+    (alone("rolled-back", good=True), None, {**OK, "weaviate": "unknown"}, "stop", "weaviate is in no state"),
+    (alone("rolling-back"), None, {**OK, "rag-api": "unknown"}, "stop", "rag-api is in no state"),
 ]  # fmt: skip
 
 
@@ -139,6 +154,14 @@ def test_a_person_may_want_a_closed_operation_undone(outcome: Any, conditions: A
     assert judgement.decision == decision
     assert judgement.reason
     assert judge(found, None, conditions, me=ME, now=at(0)).decision == "leave", "nobody wants it"
+
+
+def test_what_stayed_behind_is_no_matter_of_the_way_back_that_a_person_wants() -> None:
+    found = alone("rolled-back", good=True).model_copy(update={"state": "closed", "outcome": "partly-succeeded"})
+    conditions: dict[str, Condition] = {"weaviate": "intended", "rag-api": "unknown"}
+    assert judge(found, None, conditions, me=ME, now=at(0), back=True).decision == "undo"
+    conditions["weaviate"] = "before"
+    assert judge(found, None, conditions, me=ME, now=at(0), back=True).decision == "stop"
 
 
 STEPS = st.sampled_from(get_args(Step))

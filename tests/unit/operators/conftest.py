@@ -35,6 +35,8 @@ COMPONENTS = ["weaviate", "rag-api", "llm-processor"]
 
 
 Step = Callable[[Any, Any], Any]
+SHAPES: dict[str, dict[str, Any]] = {}
+"""The procedure by what may fail in it; to read it takes longer than to run it."""
 
 
 def changes_spec(request: Received) -> bool:
@@ -49,6 +51,44 @@ def no_findings(step: Any, context: Any) -> list[dict[str, Any]]:
     return [Finding(subject, "pass", "the system", "good", "good").to_dict()]
 
 
+@dataclass(frozen=True)
+class Question:
+    """What a step has asked in Airflow's required actions."""
+
+    step: str
+    options: list[str]
+    subject: str
+    body: str
+
+
+class Persons:
+    """Those who answer the questions of a run, in the order of their answers: who, what, and after how long."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[str | None, str]] = []
+        self.questions: list[Question] = []
+
+    def ask(self, *, ti_id: str, options: list[str], params: dict[str, Any], subject: str, body: str) -> None:
+        assert params == {}
+        self.questions.append(Question(ti_id, options, subject, body))
+
+    def answer(self, step: str) -> dict[str, Any]:
+        """Return the event of the next answer: ``approve`` and ``reject`` are the options, ``nobody`` is the end of time."""
+        who, what = self.answers.pop(0)
+        question = self.questions[-1]
+        assert question.step == step
+        if what == "nobody":
+            return {"error": "the response timeout has passed", "error_type": "timeout"}
+        options = dict(zip(("approve", "reject"), question.options, strict=True))
+        return {
+            "chosen_options": [options.get(what, what)],
+            "params_input": {},
+            "responded_at": datetime.now(UTC),
+            "responded_by_user": None if who is None else {"id": f"id of {who}", "name": who},
+            "timedout": False,
+        }
+
+
 @dataclass
 class System:
     """The system under test and what was asked of it."""
@@ -58,6 +98,7 @@ class System:
     server: Server
     profile_path: Path
     dags: dict[str, Any]
+    persons: Persons
 
     def push(self, tag: str, *names: str) -> None:
         """Push an image of each component."""
@@ -77,7 +118,9 @@ class System:
         dag = self.dags["rolling_upgrade"]
         passed = {t: no_findings for t in dag.task_ids if t.startswith("preflight.check_")}
         given = {"mode": "apply", "components": COMPONENTS, "version": "v2", **params}
-        return DagRunner(dag, given, replaced={**passed, **(replaced or {})}, run_id=run_id).run()
+        return DagRunner(
+            dag, given, replaced={**passed, **(replaced or {})}, run_id=run_id, answer=self.persons.answer
+        ).run()
 
     def with_probe(self) -> None:
         """Have the traffic measured; most tests don't, because it takes time."""
@@ -90,9 +133,33 @@ class System:
         self.edit_profile(lambda data: data["gate"].update({**fast, **settings}))
         self.outside.prometheus.age = 0.0
 
+    def allow_to_fail(self, *names: str, **needs: list[str]) -> None:
+        """Let components fail, with what else they need, and read the procedure again: its steps depend on it."""
+        from airflow.dag_processing.dagbag import DagBag
+
+        def change(data: dict[str, Any]) -> None:
+            for component in data["components"]:
+                component["needs"] = needs.get(component["name"].replace("-", "_"), component.get("needs", []))
+                if component["name"] in names:
+                    component["criticality"] = "may fail"
+
+        self.edit_profile(change)
+        shape = json.dumps([names, needs])
+        if shape not in SHAPES:
+            found = DagBag(dag_folder=str(PROJECT_ROOT / "dags" / "rolling_upgrade.py"), load_op_links=False)
+            assert not found.import_errors, found.import_errors
+            SHAPES[shape] = dict(found.dags)
+        self.dags = {**self.dags, **SHAPES[shape]}
+
+    def quarantine(self) -> dict[str, dict[str, Any]]:
+        """Return by component what the quarantine says of its version; of each there is at most one."""
+        data = self.cluster.objects.get(f"{JOURNALS}/quarantine-nephoran", {}).get("data", {})
+        return {version["component"]: version for version in map(json.loads, data.values())}
+
     def journal(self) -> Journal:
         """Return the only journal."""
-        stored = [found for path, found in self.cluster.objects.items() if path.startswith(JOURNALS)]
+        maps = [found for path, found in self.cluster.objects.items() if path.startswith(JOURNALS)]
+        stored = [found for found in maps if "journal.json" in found["data"]]
         assert len(stored) == 1
         return from_config_map(stored[0])
 
@@ -176,7 +243,11 @@ def system(dags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             outside.prometheus.pods = lambda: [
                 pod["metadata"]["name"] for name in COMPONENTS for pod in cluster.pods_of(name)
             ]
-            found = System(cluster, outside, server, profile, dags)
+            persons = Persons()
+            monkeypatch.setattr("airflow.sdk.execution_time.hitl.upsert_hitl_detail", persons.ask)
+            # As for preflight: the checks have tests of their own, and so has their repetition.
+            monkeypatch.setattr("nephoran_maintenance.operators.recheck.RECHECKS", {})
+            found = System(cluster, outside, server, profile, dags, persons)
             found.push("v1")
             found.push("v2")
             yield found
