@@ -274,7 +274,10 @@ RECOVERS = {
     "list apiextensions.k8s.io/customresourcedefinitions": {""},
     "get nephoran.com/networkintents": {"tests"},
     "delete nephoran.com/networkintents": {"tests"},
-    **{f"{verb} configmaps": {"nephoran-maintenance"} for verb in ("get", "list", "update", "patch", "delete")},
+    **{
+        f"{verb} configmaps": {"nephoran-maintenance"}
+        for verb in ("get", "list", "create", "update", "patch", "delete")
+    },
     **{f"{verb} coordination.k8s.io/leases": {"nephoran-maintenance"} for verb in ("get", "create", "update")},
 }
 CHANGES = {
@@ -282,7 +285,6 @@ CHANGES = {
     **RECOVERS,
     "list pods": {"", "nephoran-system"},
     "create nephoran.com/networkintents": {"tests"},
-    "create configmaps": {"nephoran-maintenance"},
 }
 WITH_TESTS = PROFILE.model_copy(update={"intents": PROFILE.intents.model_copy(update={"test_namespace": "tests"})})
 
