@@ -87,6 +87,10 @@ bench-waits: venv ## a thousand rollouts waited for in one triggerer, against on
 bench-kills: venv ## kill everything at every step of an upgrade and read how it ended (BENCH_CASES, BENCH_LIMIT)
 	@$(PYTHON) -m benchmarks.kills
 
+.PHONY: mutation
+mutation: venv ## how many small mistakes in the decisions the unit tests notice; goes on where it stopped
+	@$(PYTHON) -m benchmarks.mutation
+
 .PHONY: residue
 residue: venv ## start and stop a lab ten times and compare the machine before and after
 	@LAB_ROUNDS=10 $(PYTHON) -m pytest -q tests/lab/test_residue.py

@@ -43,6 +43,7 @@ def test_refuses_a_circle_and_names_it() -> None:
         in_order([component("a", "b"), component("b", "a"), component("c")])
     assert caught.value.reference == "components-need-each-other"
     assert "a, b" in caught.value.message
+    assert "needs" in caught.value.hint
 
 
 @st.composite

@@ -125,6 +125,19 @@ def test_what_is_decided(found: Journal, lease: Lease | None, conditions: Any, d
     assert reason in judgement.reason
 
 
+def test_names_every_object_that_others_have_changed() -> None:
+    strange: dict[str, Condition] = {"weaviate": "missing", "rag-api": "unknown"}
+    said = "weaviate is not in the cluster, rag-api is in no state that this operation has recorded or intended; "
+    assert judge(journal("verified", "applied"), None, strange, me=ME, now=at(0)).reason.startswith(said)
+    done = journal("verified", "verified", good=True, state="closed", outcome="succeeded")
+    assert judge(done, None, strange, me=ME, now=at(0), back=True).reason.startswith(said)
+
+
+def test_an_operation_that_could_be_finished_is_undone_when_a_person_wants_it() -> None:
+    judgement = judge(journal("verified", "verified", good=True), None, OK, me=ME, now=at(0), back=True)
+    assert (judgement.decision, judgement.reason) == ("undo", "a person wants it undone")
+
+
 @pytest.mark.parametrize(
     ("outcome", "conditions", "decision"),
     [
@@ -137,7 +150,10 @@ def test_what_is_decided(found: Journal, lease: Lease | None, conditions: Any, d
 )
 def test_a_person_may_want_a_closed_operation_undone(outcome: Any, conditions: Any, decision: str) -> None:
     found = journal("verified", "verified", good=True, state="closed", outcome=outcome)
-    assert judge(found, None, conditions, me=ME, now=at(0), back=True).decision == decision
+    judgement = judge(found, None, conditions, me=ME, now=at(0), back=True)
+    assert judgement.decision == decision
+    assert judgement.reason
+    assert judge(found, None, conditions, me=ME, now=at(0)).decision == "leave", "nobody wants it"
 
 
 def test_what_stayed_behind_is_no_matter_of_the_way_back_that_a_person_wants() -> None:
