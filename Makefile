@@ -40,7 +40,8 @@ test: lint test-unit test-dags test-lab ## everything that CI runs
 
 .PHONY: test-unit
 test-unit: venv ## fast tests without network, sleep or clock; warnings are errors
-	@$(PYTHON) -m pytest -q -n auto --dist worksteal tests/unit -W error
+	@# One worker more than processors: some tests wait for real time to pass.
+	@$(PYTHON) -m pytest -q -n $$(( $$(nproc) + 1 )) --dist worksteal tests/unit -W error
 
 .PHONY: test-dags
 test-dags: venv ## what holds for every DAG
@@ -93,6 +94,10 @@ bench-capture: venv ## 1,000 to 66,000 objects captured from a real API server
 .PHONY: bench-kills
 bench-kills: venv ## kill everything at every step of an upgrade and read how it ended (BENCH_CASES, BENCH_LIMIT)
 	@$(PYTHON) -m benchmarks.kills
+
+.PHONY: mutation
+mutation: venv ## how many small mistakes in the decisions the unit tests notice; goes on where it stopped
+	@$(PYTHON) -m benchmarks.mutation
 
 .PHONY: residue
 residue: venv ## start and stop a lab ten times and compare the machine before and after

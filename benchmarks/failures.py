@@ -98,6 +98,7 @@ def broken_upgrade(cluster: Cluster, client: AirflowClient, failure: str) -> Fig
         "version": "v2",
         "components": list(COMPONENTS),
         "images": {THIRD: TAGS[failure]},
+        "release_quarantine": [THIRD],  # the round before has put this version into it
         "reason": f"benchmark: {failure}",
     }
     observer = Observer(cluster, {pod["metadata"]["name"] for pod in pods(cluster)})

@@ -2,7 +2,8 @@
 # Rolling upgrade
 
 **Purpose.** Brings the components of a Nephoran system to another image version, one after the other, while the system
-goes on answering. Whatever fails, every component that was changed goes back to the exact template it had before.
+goes on answering. Whatever fails, every component that was changed goes back to the exact template it had before; one
+that the profile calls *may fail* goes back alone.
 
 **When to run, when not.** In a maintenance window of the chosen category. Not while another operation runs, not while a
 component is rolling or paused, and not for another *minor* version of Weaviate: that needs its own procedure, because an
@@ -19,14 +20,17 @@ the difference of each component in the report.
 |---|---|---|
 | `check_request` | parameters, profile, cluster and permissions | nothing was changed; correct what the message names |
 | `recover_operations` | an operation that was left open is finished or undone first; with `mode = plan` it is only reported | nothing new was changed; its message says what a person must look at |
-| `preflight` | all findings in one table; any *block* stops the run | nothing was changed; follow the hint of each finding |
+| `preflight` | all findings in one table; any *block* stops the run, as does a version in quarantine | nothing was changed; follow the hint of each finding |
 | `plan_changes` | tags resolved to digests, a server-side dry-run difference per component | nothing was changed; correct what the message names |
+| `approve` | by category: nobody is asked, one person, or two; asked again when an answer does not count; holds no lease | rejected or not answered in time: nothing was changed, the run is red and its report says *not-approved*; ask for the reason, then start a new run |
 | `acquire_lease` | takes the lease on the system; with `if_busy = wait` it waits for another operation to end | nothing was changed; the message names the owner |
 | `hold_lease` | renews the lease for as long as the run lives | the run goes on; its writes are refused once a recovery has taken over |
+| `recheck_plan` | findings and plan once more, with the lease in hand: what was approved is what is done | nothing was changed; the message shows the difference; start a new run |
 | `record_before_state` | the journal: what is there, what is intended | nothing was changed; check the rights on `nephoran-maintenance` |
 | `measure_traffic` | steady requests through the whole chain, for as long as anything changes | the run turns red, the change itself is not affected |
 | `apply_policy`, `wait_policy` | the profile's rolling-update policy, only where the live object differs | every changed component is rolled back |
 | `apply_image`, `wait_image` | the new image; rollout watched, health asked over HTTP; Weaviate one replica at a time | every changed component is rolled back |
+| `decide_alone`, `rollback_alone` | only for a component that the profile calls *may fail*: when its rollout, its health or its gate has failed, it alone goes back and is verified; what needs it is left out; the rest goes on | every changed component is rolled back; also when its step was marked as failed by a person, or lost its worker |
 | `verify_metrics` | of a component with a `gate`, and once more after the whole: error ratio and p95 latency against limit and baseline, 5 minutes each, ended early by a clear breach | every changed component is rolled back; *unknown* is not good enough either |
 | `functional_test` | one NetworkIntent per served API group, always deleted again | every changed component is rolled back |
 | `verify_components` | running image digests equal the plan, no container restarted | every changed component is rolled back |
@@ -48,23 +52,29 @@ rolled back. When the *run* is marked as failed, deleted, or dies with its machi
 `recover_operation` finishes or undoes the operation.
 
 **If it fails.** Open the report: it says what was changed, what went back and what a person must look at. Only
-*failed* needs somebody at once; *refused* and *rolled-back* left the system as it was.
+*failed* needs somebody at once; *refused*, *not-approved* and *rolled-back* left the system as it was. *partly-succeeded*
+is red too, because something that was planned is not there: the rest is new and verified, and the report names what stayed
+behind and why.
+A version that was taken back because it was bad is in quarantine: no run tries it again, until a person names its
+component in `release_quarantine` of a run by hand.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.sdk import Param, TaskGroup, chain, dag
+from airflow.sdk import Param, TaskGroup, TriggerRule, dag
 
 from nephoran_maintenance.domain.order import in_order
-from nephoran_maintenance.groups.component_upgrade import GATE_RETRIES, component_upgrade
+from nephoran_maintenance.groups.approval import approval
+from nephoran_maintenance.groups.component_upgrade import GATE_RETRIES, upgrade_in_order
 from nephoran_maintenance.groups.functional_test import functional_test
 from nephoran_maintenance.groups.preflight import preflight
 from nephoran_maintenance.groups.rollback import rollback
 from nephoran_maintenance.operators.admission import CheckRequestOperator
 from nephoran_maintenance.operators.lease import AcquireLeaseOperator, HoldLeaseOperator, ReleaseLeaseOperator
 from nephoran_maintenance.operators.planning import PlanUpgradeOperator
+from nephoran_maintenance.operators.recheck import RecheckPlanOperator
 from nephoran_maintenance.operators.recording import RecordBeforeStateOperator
 from nephoran_maintenance.operators.recovery import RecoverOperationsOperator
 from nephoran_maintenance.operators.report import ReportOperator, VerifyOutcomeOperator
@@ -129,7 +139,7 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
             type="string",
             enum=["security", "emergency", "minor", "major", "infrastructure"],
             title="Category",
-            description="The maintenance category that the change is recorded under.",
+            description="The maintenance category of the change: the profile says whose approval each one needs.",
         ),
         "reason": Param(
             None,
@@ -143,6 +153,23 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
             type="boolean",
             title="Allow a downgrade",
             description="Without it, a tag older than the running one is refused. Never applies to Weaviate.",
+        ),
+        "plan_hash": Param(
+            None,
+            type=["null", "string"],
+            pattern="^[0-9a-f]{64}$",
+            title="Hash of the plan",
+            description="From the report of a run with mode plan: only exactly this plan is applied.",
+        ),
+        "release_quarantine": Param(
+            [],
+            type="array",
+            items={"type": "string", "enum": COMPONENTS},
+            examples=COMPONENTS,
+            uniqueItems=True,
+            title="Release from quarantine",
+            description="Components whose version is to be tried again although it was taken back before. "
+            "Counts only in a run that a person has triggered.",
         ),
         "if_busy": Param(
             "refuse",
@@ -158,14 +185,18 @@ def rolling_upgrade() -> None:
     recover_operations = RecoverOperationsOperator(task_id="recover_operations", kubernetes_connection_id=CONNECTION)
     ready = preflight(kubernetes_connection_id=CONNECTION)
     plan_changes = PlanUpgradeOperator(task_id="plan_changes", kubernetes_connection_id=CONNECTION)
-    acquire_lease = AcquireLeaseOperator(task_id="acquire_lease", kubernetes_connection_id=CONNECTION)
+    approved = approval(kubernetes_connection_id=CONNECTION)
+    acquire_lease = AcquireLeaseOperator(
+        task_id="acquire_lease", kubernetes_connection_id=CONNECTION, trigger_rule=TriggerRule.NONE_FAILED
+    )
     hold_lease = HoldLeaseOperator(task_id="hold_lease", kubernetes_connection_id=CONNECTION)
+    recheck_plan = RecheckPlanOperator(task_id="recheck_plan", kubernetes_connection_id=CONNECTION)
     record_before_state = RecordBeforeStateOperator(task_id="record_before_state", kubernetes_connection_id=CONNECTION)
     measure_traffic = MeasureTrafficOperator(task_id="measure_traffic", kubernetes_connection_id=CONNECTION)
     with TaskGroup(
         "components", group_display_name="Components", tooltip="One after the other, in the profile's order"
-    ) as components:
-        chain(*[component_upgrade(c, kubernetes_connection_id=CONNECTION) for c in IN_ORDER])
+    ):
+        settled = upgrade_in_order(IN_ORDER, after=record_before_state, kubernetes_connection_id=CONNECTION)
     tested = functional_test(kubernetes_connection_id=CONNECTION)
     verify_metrics = MetricGateSensor(task_id="verify_metrics", kubernetes_connection_id=CONNECTION, **GATE_RETRIES)
     verify_components = VerifyComponentsOperator(task_id="verify_components", kubernetes_connection_id=CONNECTION)
@@ -175,8 +206,11 @@ def rolling_upgrade() -> None:
     release_lease = ReleaseLeaseOperator(task_id="release_lease", kubernetes_connection_id=CONNECTION)
     verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION, retries=0)
 
-    check_request >> recover_operations >> ready >> plan_changes >> acquire_lease >> record_before_state
-    record_before_state >> components >> tested >> verify_metrics
+    check_request >> recover_operations >> ready >> plan_changes >> approved >> acquire_lease
+    # The second step is skipped a moment before the first has ended: the lease waits for both.
+    approved.get_child_by_label("wait_approval") >> acquire_lease >> recheck_plan >> record_before_state
+    # From record_before_state through all components: see upgrade_in_order.
+    settled >> tested >> verify_metrics
     # The group ends with the deletion, which runs whatever happened: what it waited for must have succeeded too.
     tested.get_child_by_label("wait_test_intents") >> verify_metrics >> verify_components
     verify_components >> undone >> stop_traffic >> report_operation >> release_lease >> verify_outcome

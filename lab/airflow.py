@@ -140,7 +140,7 @@ class Airflow:
         }
 
     def client(self, user: str = "admin") -> AirflowClient:
-        """Return a client of the REST API that logs in as ``user`` (admin, operator or viewer)."""
+        """Return a client of the REST API that logs in as ``user``, one of ``LOGINS``."""
         return AirflowClient(self.instance.url, user, self.instance.password(user))
 
     def command(self, *arguments: str) -> str:
@@ -288,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
             airflow.down()
         elif chosen.command == "logins":
             for user, role in LOGINS.items():
-                print(f"{user:10} {airflow.instance.password(user):20} role {role}")
+                print(f"{user:12} {airflow.instance.password(user):20} role {role}")
         else:
             print(json.dumps(airflow.status(), indent=2))
     except LabError as error:

@@ -7,14 +7,14 @@ a token that the API server issued for it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lab.airflow_settings import AirflowInstance
+from lab.airflow_settings import APPROVERS, AirflowInstance
 from lab.cluster import Cluster
 from lab.config import PROJECT, LabConfig
 from lab.system.images import FETCH
@@ -132,11 +132,13 @@ def _http(url: str, password: str | None = None) -> dict[str, Any]:
     return connection
 
 
-def write_profile(config: LabConfig, path: Path, variant: str = "standard", gate: str = "off") -> None:
+def write_profile(
+    config: LabConfig, path: Path, variant: str = "standard", gate: str = "off", may_fail: Collection[str] = ()
+) -> None:
     """Write the product's own profile with the addresses and the shape of this lab in it."""
     profile = yaml.safe_load((PROJECT / "include" / "profiles" / "nephoran.yaml").read_text(encoding="utf-8"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    changed = for_lab(for_variant(profile, variant, gate), config)
+    changed = for_lab(for_variant(profile, variant, gate, may_fail), config)
     path.write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
 
 
@@ -154,4 +156,6 @@ def for_lab(profile: Mapping[str, Any], config: LabConfig) -> dict[str, Any]:
     changed["vantage_point"] = {"image": f"{config.registry}/{':'.join(FETCH)}"}
     changed["registry"] = {"plain_http": True}
     changed["reports"]["bucket"] = REPORTS_BUCKET
+    # The categories stay: minor, which runs in the lab have unless they ask for another, waits for nobody.
+    changed["approvers"] = ["admin", *APPROVERS]
     return changed

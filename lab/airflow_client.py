@@ -13,7 +13,9 @@ import httpx
 
 COMPONENTS = ("metadatabase", "scheduler", "triggerer", "dag_processor")
 FINISHED = frozenset({"success", "failed"})
+WAITING = "awaiting_input"
 POLL_SECONDS = 0.5
+SETTLED_SECONDS = 3.0
 
 
 class AirflowRequestError(RuntimeError):
@@ -77,6 +79,14 @@ class AirflowClient:
         raise AirflowRequestError(
             f"DAG {dag_id} can't be run after {timeout.total_seconds():.0f} s. Import errors: {errors or 'none'}"
         )
+
+    def await_task(self, dag_id: str, task_id: str, timeout: timedelta = timedelta(seconds=120)) -> None:
+        """Return when Airflow has read a DAG that has this task; raise TimeoutError when it has not in time."""
+        deadline = time.monotonic() + timeout.total_seconds()
+        while task_id not in (task["task_id"] for task in self.get(f"/dags/{dag_id}/tasks")["tasks"]):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"DAG {dag_id} has no task {task_id} after {timeout.total_seconds():.0f} s")
+            time.sleep(POLL_SECONDS)
 
     def trigger(self, dag_id: str, params: Mapping[str, Any] | None = None, *, note: str | None = None) -> str:
         """Start a run by hand and return its id. Airflow checks the params and answers 400 with the reason."""
@@ -160,12 +170,46 @@ class AirflowClient:
         errors = [entry["error_detail"][0]["exc_value"] for entry in entries if entry.get("error_detail")]
         return str(errors[-1]) if errors else None
 
+    def question(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any] | None:
+        """Return what a task asks a person: subject, body, options, response_received; None when it has not asked yet."""
+        found = self._request("GET", _question_path(dag_id, run_id, task_id), missing_allowed=True)
+        return None if found is None else dict(found)
+
+    def await_question(self, dag_id: str, run_id: str, task_id: str, timeout: timedelta) -> dict[str, Any]:
+        """Return what a task asks, once it has waited for an answer for some seconds.
+
+        Airflow 3.3 may take a task for failed whose answer comes before it has noticed that the worker is gone.
+        """
+        deadline, since = time.monotonic() + timeout.total_seconds(), None
+        while time.monotonic() < deadline:
+            states = {task.task_id: task.state for task in self.task_states(dag_id, run_id)}
+            question = self.question(dag_id, run_id, task_id) if states.get(task_id) == WAITING else None
+            if question is None or question["response_received"]:
+                since = None
+            elif since is None:
+                since = time.monotonic()
+            elif time.monotonic() - since >= SETTLED_SECONDS:
+                return question
+            if states.get(task_id) in FINISHED:
+                break
+            time.sleep(POLL_SECONDS)
+        raise AirflowRequestError(f"{task_id} of run {run_id} asks nothing: it is {states.get(task_id)}")
+
+    def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
+        """Answer a task's question as this client's user; Airflow refuses an answer to one that is answered."""
+        body = {"chosen_options": [option], "params_input": {}}
+        self._request("PATCH", _question_path(dag_id, run_id, task_id), body)
+
     def fail_task(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> None:
         """Mark a task failed, which ends it and lets the rollback run: the way to abort a procedure."""
+        self.mark_task(dag_id, run_id, task_id, "failed", map_index)
+
+    def mark_task(self, dag_id: str, run_id: str, task_id: str, state: str, map_index: int = -1) -> None:
+        """Give a task a state by hand, as the user interface does."""
         self._request(
             "PATCH",
             f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}?map_index={map_index}",
-            {"new_state": "failed"},
+            {"new_state": state},
         )
 
     def fail_run(self, dag_id: str, run_id: str) -> None:
@@ -208,3 +252,7 @@ class AirflowClient:
         return self._http.request(
             method, f"/api/v2{path}", json=body, headers={"Authorization": f"Bearer {self._token}"}
         )
+
+
+def _question_path(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
+    return f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/{map_index}/hitlDetails"

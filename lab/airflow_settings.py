@@ -18,7 +18,9 @@ from typing import TextIO
 
 from lab.config import PROJECT
 
-LOGINS = {"admin": "admin", "operator": "op", "viewer": "viewer"}
+APPROVERS = ("approver-1", "approver-2")
+"""Who may approve a change in a lab; their role is the least that may answer."""
+LOGINS = {"admin": "admin", "operator": "op", **dict.fromkeys(APPROVERS, "user"), "viewer": "viewer"}
 """User name to role of Airflow's simple auth manager, from the one who may do all to the one who only looks."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lab.system.variants import WEAVIATE, Probe, Timing, variant_named
@@ -23,13 +23,16 @@ GATES: dict[str, dict[str, float]] = {
 """What of the product's gates is changed. Off is the rule in the lab: each costs its whole duration."""
 
 
-def for_variant(profile: Mapping[str, Any], variant: str, gate: str = "off") -> dict[str, Any]:
+def for_variant(
+    profile: Mapping[str, Any], variant: str, gate: str = "off", may_fail: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the profile with the policies, workloads and counts of a variant; addresses stay as they are.
 
     The policies carry the variant's own timing, so on ``fast`` no policy is left to roll out, and on ``no-policy`` the
     one to roll out is fast.
 
     :param gate: ``off``, ``short`` or ``real``: how long metrics are judged after each component.
+    :param may_fail: components that may fail; nothing that must not may need one of them.
     """
     shape = variant_named(variant)
     changed: dict[str, Any] = copy.deepcopy(dict(profile))
@@ -37,6 +40,8 @@ def for_variant(profile: Mapping[str, Any], variant: str, gate: str = "off") -> 
         _set_timing(changed["policies"][name], timing)
     for component in changed["components"]:
         name = component["name"]
+        if name in may_fail:
+            component["criticality"] = "may fail"
         if shape.chart_layout and name != "operator":
             # Found by label, as on any system whose names nobody knows beforehand.
             component["workload"] = {"selector": shape.labels(name)}

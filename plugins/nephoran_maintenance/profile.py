@@ -6,8 +6,9 @@ import functools
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,6 +22,8 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Name = str
 WorkloadKind = Literal["Deployment", "StatefulSet", "DaemonSet"]
 GateMetric = Literal["error_ratio", "latency_p95"]
+CategoryName = Literal["security", "emergency", "minor", "major", "infrastructure"]
+Criticality = Literal["must", "may fail"]
 
 
 class Part(BaseModel):
@@ -90,7 +93,7 @@ class Component(Part):
     health: Health = Health()
     needs: tuple[str, ...] = ()
     gate: tuple[GateMetric, ...] = ()
-    criticality: Literal["must", "may fail"] = "must"
+    criticality: Criticality = "must"
     upgrade_by_default: bool = True
 
 
@@ -174,9 +177,23 @@ class VantagePoint(Part):
 
 
 class Category(Part):
+    """What a change of one category needs: when it may start, whose approval, and which downtime is accepted."""
+
     window: Literal["any", "daily", "weekly", "monthly", "quarterly"]
     approval: Literal["none", "one", "two"]
     downtime: Literal["zero", "minimal", "planned"]
+    expires_minutes: int = Field(240, ge=1, le=10080)
+    """How long after its plan a change can be approved."""
+
+
+DEFAULT_CATEGORIES: dict[CategoryName, Category] = {
+    "security": Category(window="any", approval="none", downtime="zero"),
+    "emergency": Category(window="any", approval="one", downtime="zero"),
+    "minor": Category(window="weekly", approval="none", downtime="zero"),
+    "major": Category(window="monthly", approval="one", downtime="minimal"),
+    "infrastructure": Category(window="quarterly", approval="one", downtime="planned"),
+}
+"""What holds of a category that the profile does not name."""
 
 
 class Rollout(Part):
@@ -352,7 +369,8 @@ class SystemProfile(Part):
     reports: Reports = Reports()
     backup: Backup = Backup()
     targets: Targets = Targets()
-    categories: dict[str, Category] = {}
+    categories: dict[CategoryName, Category] = {}
+    approvers: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> SystemProfile:
@@ -360,17 +378,31 @@ class SystemProfile(Part):
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise ValueError(f"components are listed twice: {', '.join(doubled)}")
+        repeated = sorted({name for name in self.approvers if self.approvers.count(name) > 1})
+        if repeated:
+            raise ValueError(f"approvers are listed twice: {', '.join(repeated)}")
         if self.probe and not self.known_objects:
             raise ValueError("the probe needs known_objects to check its answers")
+        may_fail = {component.name for component in self.components if component.criticality == "may fail"}
         for component in self.components:
             unknown = sorted(set(component.needs) - set(names))
             if unknown:
                 raise ValueError(f"component {component.name} needs unknown components: {', '.join(unknown)}")
+            shaky = sorted(set(component.needs) & may_fail)
+            if shaky and component.name not in may_fail:
+                raise ValueError(
+                    f"component {component.name} must not fail but needs {', '.join(shaky)}, which may fail and then stays "
+                    f"as it was; make {component.name} may fail too, or {shaky[0]} must"
+                )
             if component.policy not in self.policies:
                 raise ValueError(
                     f"component {component.name} has the policy {component.policy!r}, "
                     f"expected one of {', '.join(sorted(self.policies))}"
                 )
+        try:
+            TopologicalSorter({component.name: component.needs for component in self.components}).prepare()
+        except CycleError as error:
+            raise ValueError(f"components need each other, so none can be first: {' → '.join(error.args[1])}") from None
         return self
 
     def component(self, name: str) -> Component:
@@ -387,6 +419,10 @@ class SystemProfile(Part):
             context={"component": name, "profile": self.metadata.name},
             hint="Correct the name, or add the component to the profile.",
         )
+
+    def category(self, name: CategoryName) -> Category:
+        """Return what a change of a category needs."""
+        return self.categories.get(name) or DEFAULT_CATEGORIES[name]
 
     def namespace_of(self, component: Component) -> str:
         """Return the namespace a component lives in."""
@@ -420,7 +456,6 @@ def load_profile(path: str | Path | None = None) -> SystemProfile:
 def _load(path: str, _modified: int) -> SystemProfile:
     text = Path(path).read_text(encoding="utf-8")
     try:
-        node = yaml.compose(text, Loader=LOADER)
         data = yaml.load(text, Loader=LOADER)  # a safe loader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -441,7 +476,7 @@ def _load(path: str, _modified: int) -> SystemProfile:
         if first["type"] == "extra_forbidden":
             known = sorted(_model_at(SystemProfile, keys[:-1]).model_fields)
             problem = f"unknown key; expected one of {', '.join(known)}"
-        raise _invalid(path, _line_of(node, keys), key, f"{problem}{more}") from None
+        raise _invalid(path, _line_of(yaml.compose(text, Loader=LOADER), keys), key, f"{problem}{more}") from None
 
 
 def _invalid(path: str, line: int, key: str, problem: str) -> PermanentError:

@@ -37,6 +37,7 @@ VERBS = {
     "hold",
     "release",
     "recover",
+    "recheck",
 }
 FRAME = {"hold_lease", "release_lease"}
 """What outlives the report: the lease is given back when the report has closed the journal."""
@@ -270,8 +271,11 @@ def test_a_change_is_framed_by_the_lease(dag: Any) -> None:
     assert "acquire_lease" in hold.upstream_task_ids
     assert "hold_lease" not in release.get_flat_relative_ids(upstream=True), "it renews until the lease is released"
     assert release.upstream_task_ids == {"report_operation"}
+    # A step that is skipped counts as done before the one that skipped it: without both the lease came too early.
+    assert {"approve.wait_approval", "approve.wait_second_approval"} <= dag.get_task("acquire_lease").upstream_task_ids
     record = dag.get_task("record_before_state")
-    assert "acquire_lease" in record.upstream_task_ids
+    assert record.upstream_task_ids == {"recheck_plan"}
+    assert dag.get_task("recheck_plan").upstream_task_ids == {"acquire_lease"}
     for task in dag.tasks:
         if verb_of(task.task_id) in CHANGING - {"recover"}:
             assert "acquire_lease" in task.get_flat_relative_ids(upstream=True), task.task_id

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -118,15 +118,36 @@ class Upgrades:
         self.airflow = airflow
         self.client = airflow.client()
 
-    def prepare(self, variant: str = VARIANT, versions: Mapping[str, str] | None = None, *, gate: str = "off") -> None:
-        """Put the system back to v1 of a variant, and the profile to the same; ``gate`` as ``for_variant`` has it."""
+    def prepare(
+        self,
+        variant: str = VARIANT,
+        versions: Mapping[str, str] | None = None,
+        *,
+        gate: str = "off",
+        may_fail: Collection[str] = (),
+    ) -> None:
+        """Put the system back to v1 of a variant, and the profile to the same; ``for_variant`` has the rest.
+
+        No version is in quarantine any more: tests fail on purpose, and each one begins anew.
+        """
         deployment.reset(self.lab.config, variant, versions)
-        write_profile(self.lab.config, self.lab.config.home / "profile.yaml", PROFILE_OF.get(variant, variant), gate)
+        self.lab.kubectl(
+            "delete", "configmap", "quarantine-nephoran", "--namespace=nephoran-maintenance", "--ignore-not-found"
+        )
+        profile = self.lab.config.home / "profile.yaml"
+        write_profile(self.lab.config, profile, PROFILE_OF.get(variant, variant), gate, may_fail)
 
     def run(self, dag_id: str = "rolling_upgrade", **params: Any) -> Run:
         """Run a procedure to its end and return how it went."""
+        return self.ended(self.start(dag_id, **params), dag_id)
+
+    def start(self, dag_id: str = "rolling_upgrade", **params: Any) -> str:
+        """Start a procedure and return the id of its run."""
         self.client.await_dag(dag_id)
-        run_id = self.client.trigger(dag_id, params)
+        return self.client.trigger(dag_id, params)
+
+    def ended(self, run_id: str, dag_id: str = "rolling_upgrade") -> Run:
+        """Return how a run went, once it has ended."""
         state = str(self.client.follow(dag_id, run_id, timeout=RUN_LIMIT)["state"])
         return Run(self.client, dag_id, run_id, state)
 

@@ -19,6 +19,7 @@ from airflow.sdk.exceptions import (
     AirflowFailException,
     AirflowSkipException,
     DownstreamTasksSkipped,
+    TaskAwaitingInput,
     TaskDeferred,
 )
 
@@ -34,6 +35,8 @@ class TaskInstance:
         self.run, self.task = run, task
         self.task_id, self.dag_id, self.run_id = task.task_id, run.dag.dag_id, run.run_id
         self.try_number = 1
+        self.id = task.task_id
+        """By this a question is found again."""
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.run.results[self.task_id, key] = json.loads(json.dumps(value))
@@ -52,6 +55,7 @@ class DagRunner:
 
     :param params: values that differ from the defaults.
     :param replaced: by task id, what is called instead of a step's ``execute``; it gets the step and its context.
+    :param answer: what a step that waits for a person, by its id, is told; the event that Airflow goes on with.
     """
 
     def __init__(
@@ -61,10 +65,12 @@ class DagRunner:
         *,
         run_id: str = "manual__2026-11-23",
         replaced: dict[str, Callable[[Any, Any], Any]] | None = None,
+        answer: Callable[[str], dict[str, Any]] | None = None,
     ) -> None:
         self.dag, self.run_id = dag, run_id
         self.params = {**{key: dag.params[key] for key in dag.params}, **params}
         self.replaced = replaced or {}
+        self.answer = answer
         self.states: dict[str, str] = {}
         self.results: dict[tuple[str, str], Any] = {}
         self.order: list[str] = []
@@ -156,6 +162,9 @@ class DagRunner:
                     return
                 call = self._resumed(task, ti, deferred)
                 continue
+            except TaskAwaitingInput as waiting:
+                call = self._answered(task, ti, waiting)
+                continue
             except AirflowSkipException:
                 self.states[task.task_id] = "skipped"
             except DownstreamTasksSkipped as skipped:
@@ -182,6 +191,14 @@ class DagRunner:
         self._parked.sort(key=lambda parked: BESIDE.index(type(parked[2].trigger).__name__))
         task, ti, deferred = self._parked.pop(0)
         self._step(task, ti, self._resumed(task, ti, deferred))
+
+    def _answered(self, task: Any, ti: TaskInstance, waiting: TaskAwaitingInput) -> Callable[[], Any]:
+        """Return the call that goes on with a person's answer."""
+        assert self.answer is not None, f"{task.task_id} asks, and the test has no answer"
+        assert waiting.timeout.total_seconds() > 0
+        event = self.answer(task.task_id)
+        arguments = {**(waiting.kwargs or {}), "event": event}
+        return lambda: getattr(task, waiting.method_name)(self.context(task, ti), **arguments)
 
     def _resumed(self, task: Any, ti: TaskInstance, deferred: TaskDeferred) -> Callable[[], Any]:
         """Run the trigger as it comes back from the database, and return the call that goes on with its event."""

@@ -254,7 +254,12 @@ class SystemCluster(FakeCluster):
                 break
             if not is_ready(pod):
                 break
-            if pod["metadata"]["labels"]["controller-revision-hash"] != update and ordinal >= partition:
+            on_delete = (spec.get("updateStrategy") or {}).get("type") == "OnDelete"
+            if (
+                pod["metadata"]["labels"]["controller-revision-hash"] != update
+                and ordinal >= partition
+                and not on_delete
+            ):
                 self._stop(pod)
                 break
         pods = self.pods_of(name)

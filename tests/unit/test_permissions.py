@@ -73,9 +73,9 @@ def test_a_recovery_may_do_what_it_will_ask_for(access: dict[str, str], account:
 
 
 @pytest.mark.parametrize("account", RECOVERING)
-def test_a_recovery_creates_nothing_but_the_lease(account: str) -> None:
+def test_a_recovery_creates_nothing_but_the_lease_and_the_quarantine(account: str) -> None:
     created = {r for _, rule in rules_of(account) if "create" in rule["verbs"] for r in rule["resources"]}
-    assert created == {"leases", "selfsubjectaccessreviews", "pods/portforward"}
+    assert created == {"leases", "configmaps", "selfsubjectaccessreviews", "pods/portforward"}
 
 
 @pytest.mark.parametrize("account", ACCOUNTS)

@@ -125,6 +125,18 @@ MISTAKES = [
     pytest.param("  active_limit: 10", "  active_limit: 0", "intents.active_limit", "greater", id="out of bounds"),
     pytest.param("policy: weaviate", "policy: stateful", "", "stateful", id="policy that is not defined"),
     pytest.param("needs: [weaviate]", "needs: [redis]", "", "redis", id="need that is not defined"),
+    pytest.param("needs: [weaviate]", "needs: [llm-processor]", "", "need each other", id="needs in a circle"),
+    pytest.param("needs: [weaviate]", "needs: [rag-api]", "", "rag-api → rag-api", id="needs itself"),
+    pytest.param(
+        "needs: [weaviate]",
+        "needs: [weaviate]\n    criticality: may fail",
+        "",
+        "llm-processor must not fail but needs rag-api",
+        id="must needs what may fail",
+    ),
+    pytest.param(
+        "needs: [weaviate]", "criticality: optional", "components.1.criticality", "may fail", id="unknown criticality"
+    ),
     pytest.param("  - name: rag-api", "  - name: RAG", "components.1.name", "pattern", id="name Kubernetes refuses"),
     pytest.param("  - name: rag-api", "  - name: weaviate", "", "twice", id="component listed twice"),
     pytest.param("workload: {name: rag-api}", "workload: {}", "components.1.workload", "selector", id="no workload"),
@@ -205,3 +217,35 @@ def test_a_probe_without_known_objects_is_refused(tmp_path: Path) -> None:
 def test_a_profile_holds_no_secret() -> None:
     text = SHIPPED.read_text(encoding="utf-8").lower()
     assert not [word for word in ("password", "api_key", "apikey", "token:", "secret:") if word in text]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"approvers": [""]}, "approvers.0"),
+        ({"approvers": ["ada", "ada"]}, "approvers are listed twice: ada"),
+        ({"approvers": "ada"}, "approvers"),
+        ({"categories": {"urgent": {"window": "any", "approval": "one", "downtime": "zero"}}}, "categories.urgent"),
+        (
+            {"categories": {"minor": {"window": "any", "approval": "three", "downtime": "zero"}}},
+            "categories.minor.approval",
+        ),
+        (
+            {"categories": {"minor": {"window": "any", "approval": "one", "downtime": "zero", "expires_minutes": 0}}},
+            "categories.minor.expires_minutes",
+        ),
+        (
+            {
+                "categories": {
+                    "minor": {"window": "any", "approval": "one", "downtime": "zero", "expires_minutes": 10081}
+                }
+            },
+            "categories.minor.expires_minutes",
+        ),
+    ],
+    ids=["empty name", "twice", "no list", "unknown category", "three persons", "no time", "more than a week"],
+)
+def test_a_mistake_about_approvals_is_named(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+    error = refused(written(tmp_path, yaml.safe_dump({**shipped(), **changes})))
+    assert error.reference == "profile-invalid"
+    assert key in error.message

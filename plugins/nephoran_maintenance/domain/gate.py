@@ -228,7 +228,7 @@ def _look(recording: Recording, sample: Sample) -> _Look:
     requests = sum(pod.requests or 0.0 for pod in measured)
     problem = _problem(settings, sample, own, fresh, requests)
     if requests < settings.minimum_requests:
-        return _Look(sample.at, problem, requests)
+        return _Look(sample.at, problem)
     limits, buckets = recording.limits(), added(pod.buckets for pod in measured)
     shares: dict[GateMetric, _Share] = {}
     if "error_ratio" in limits:
@@ -528,8 +528,8 @@ def pods_in(answers: Answers) -> dict[str, PodFigures]:
             requests=_number(requests),
             errors=_number(errors.get(name, 0.0)),
             buckets=buckets.get(name, {}),
-            resets=int(_number(resets.get(name, 0.0)) or 0),
-            scraped_seconds_ago=_number(ages.get(name, math.nan)),
+            resets=int(_number(resets.get(name)) or 0),
+            scraped_seconds_ago=_number(ages.get(name)),
         )
         for name, requests in by_pod(REQUESTS).items()
     }

@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nephoran_maintenance.domain.approval import Answer
 from nephoran_maintenance.domain.lease import lost
 from nephoran_maintenance.errors import UnknownStateError
+from nephoran_maintenance.profile import Criticality
 from nephoran_maintenance.settings import PREFIX
 
 SCHEMA_VERSION = 1
@@ -19,10 +21,12 @@ LABELS = {"app.kubernetes.io/managed-by": "nephoran-maintenance", f"{PREFIX}/rec
 STATE_LABEL = f"{PREFIX}/state"
 LONGEST_NAME = 52
 
-Step = Literal["planned", "intended", "applied", "verified", "rolling-back", "rolled-back"]
-Outcome = Literal["succeeded", "nothing-changed", "rolled-back", "rollback-failed"]
+Step = Literal["planned", "intended", "applied", "verified", "rolling-back", "rolled-back", "left-out"]
+Outcome = Literal["succeeded", "partly-succeeded", "nothing-changed", "rolled-back", "rollback-failed"]
 BEGUN: frozenset[str] = frozenset({"intended", "applied", "verified", "rolling-back"})
 """Steps at which an entry may have changed the object, so that a rollback concerns it."""
+STANDING: frozenset[Outcome] = frozenset({"succeeded", "partly-succeeded"})
+"""Outcomes that left something new behind, which a person may want undone."""
 
 
 class Workload(BaseModel):
@@ -44,6 +48,9 @@ class JournalEntry(BaseModel):
     before: dict[str, Any]
     intended: dict[str, Any]
     digest: str | None = None
+    criticality: Criticality = "must"
+    needs: tuple[str, ...] = ()
+    """All that the component needs, as the plan has it."""
     step: Step = "planned"
     at: dict[Step, datetime] = {}
     """When each step was first reached."""
@@ -53,6 +60,19 @@ class JournalEntry(BaseModel):
         if "intended" not in self.at or "verified" not in self.at:
             return None
         return (self.at["verified"] - self.at["intended"]).total_seconds()
+
+
+class Failure(BaseModel):
+    """Why a component can't stay changed: what one of its own steps saw of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    component: str
+    reference: str
+    """Reference of the error."""
+    cause: str | None = None
+    """Of a rollout: what kept it from ending."""
+    message: str
+    at: datetime
 
 
 class Takeover(BaseModel):
@@ -86,11 +106,16 @@ class Journal(BaseModel):
     """The token that the objects in scope bear; a write to this journal by the holder of another is refused."""
     requested_by: str | None = None
     reason: str | None = None
+    category: str | None = None
+    approvals: tuple[Answer, ...] = ()
+    """Who has let it begin, and when."""
     verified_at: datetime | None = None
     """When everything together was seen to be good; without it a recovery undoes."""
     turned_back_at: datetime | None = None
     """When the way back was begun; from then on nothing is changed forward."""
     takeovers: tuple[Takeover, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    """The first of each component; one that was only taken back because of another has none."""
     closed_at: datetime | None = None
     entries: tuple[JournalEntry, ...] = ()
 
@@ -114,9 +139,41 @@ class Journal(BaseModel):
         """Return how far each change is, in one line."""
         return ", ".join(f"{entry.component} {entry.kind} is {entry.step}" for entry in self.entries)
 
+    def behind(self) -> list[str]:
+        """Return the components that may fail and stay as they were while the others go on.
+
+        Each has failed and is back, or was left out because of one that it needs. None once the whole goes back.
+        """
+        if self.turned_back_at is not None:
+            return []
+        stays = {entry.component for entry in self.entries if entry.criticality == "must"}
+        stays |= {entry.component for entry in self.entries if entry.step not in ("rolled-back", "left-out")}
+        return [name for name in self.workloads() if name not in stays]
+
+    def changed(self) -> list[str]:
+        """Return the components that are, or are to become, new: all but those that stay behind."""
+        behind = self.behind()
+        return [name for name in self.workloads() if name not in behind]
+
+    def gone_back(self) -> list[str]:
+        """Return the components that went back with the whole, not one that had gone back alone before."""
+        turned_at = self.turned_back_at
+        return list(
+            dict.fromkeys(
+                entry.component
+                for entry in self.entries
+                if entry.step == "rolled-back" and (turned_at is None or entry.at["rolled-back"] >= turned_at)
+            )
+        )
+
+    def failure_of(self, component: str) -> Failure | None:
+        """Return why a component can't stay changed; None when it has not failed itself."""
+        return next((failure for failure in self.failures if failure.component == component), None)
+
     def complete(self) -> bool:
-        """Return whether every intended change is verified."""
-        return all(entry.step == "verified" for entry in self.entries)
+        """Return whether every intended change is verified, but for those that stay behind; never without any."""
+        changed = self.changed()
+        return bool(changed) and all(entry.step == "verified" for entry in self.entries if entry.component in changed)
 
     def workloads(self) -> dict[str, Workload]:
         """Return the object of each component in scope."""
@@ -147,6 +204,26 @@ class Journal(BaseModel):
     def seen_good(self, at: datetime) -> Journal:
         """Return the journal with everything together seen to be good; the first moment counts."""
         return self if self.verified_at else self.model_copy(update={"verified_at": at})
+
+    def failed(self, failure: Failure) -> Journal:
+        """Return the journal with a component's failure; the first of each counts."""
+        if self.failure_of(failure.component):
+            return self
+        return self.model_copy(update={"failures": (*self.failures, failure)})
+
+    def given_up(self, component: str, at: datetime) -> Journal:
+        """Return the journal without what is still planned of a component, and of those that need it."""
+        left_out = {entry.component for entry in self.entries if component in (entry.component, *entry.needs)}
+        return self.model_copy(
+            update={
+                "entries": tuple(
+                    entry.model_copy(update={"step": "left-out", "at": {**entry.at, "left-out": at}})
+                    if entry.component in left_out and entry.step == "planned"
+                    else entry
+                    for entry in self.entries
+                )
+            }
+        )
 
     def taken_over(self, takeover: Takeover) -> Journal:
         """Return the journal with the record of a recovery."""
@@ -182,12 +259,12 @@ def outcome_of(journal: Journal, verified: bool) -> Outcome | None:
 
     :param verified: whether the last look at everything together went well.
     """
-    steps = {entry.step for entry in journal.entries}
-    if steps == {"verified"}:
-        return "succeeded" if verified else None
-    if steps <= {"planned"}:
+    steps = {entry.step for entry in journal.entries} - {"planned", "left-out"}
+    if journal.complete():
+        return ("partly-succeeded" if journal.behind() else "succeeded") if verified else None
+    if not steps:
         return "nothing-changed"
-    return "rolled-back" if steps <= {"rolled-back", "planned"} else None
+    return "rolled-back" if steps == {"rolled-back"} else None
 
 
 def operation_id(procedure: str, at: datetime, run_id: str) -> str:

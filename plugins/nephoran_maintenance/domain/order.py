@@ -31,3 +31,15 @@ def in_order(components: Sequence[Component], chosen: Collection[str] | None = N
         done.add(ready.name)
         placed.append(ready)
     return [component for component in placed if chosen is None or component.name in chosen]
+
+
+def all_needs(components: Sequence[Component], name: str) -> tuple[str, ...]:
+    """Return everything that a component needs, directly and through others, in the profile's order."""
+    by_name = {component.name: component for component in components}
+    found: set[str] = set()
+    left = [name]
+    while left:
+        more = set(by_name[left.pop()].needs) - found
+        found |= more
+        left += more
+    return tuple(component.name for component in components if component.name in found)

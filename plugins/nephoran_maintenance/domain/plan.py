@@ -11,6 +11,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from nephoran_maintenance.profile import Criticality
+
 ChangeKind = Literal["policy", "image"]
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 STRATEGY_NAMES = ("strategy", "updateStrategy")
@@ -27,6 +29,9 @@ class Change(BaseModel):
     after: dict[str, Any]
     digest: str | None = None
     digest_before: str | None = None
+    criticality: Criticality = "must"
+    needs: tuple[str, ...] = ()
+    """All that the component needs, directly and through others: it is left out when one of them has failed."""
     diff: str = ""
 
 

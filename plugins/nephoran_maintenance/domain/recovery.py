@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from nephoran_maintenance.domain.journal import Journal, JournalEntry
+from nephoran_maintenance.domain.journal import STANDING, Journal, JournalEntry
 from nephoran_maintenance.domain.lease import Lease
 from nephoran_maintenance.domain.patches import same_spec, same_template
 
@@ -75,9 +75,11 @@ def judge(
     if lost:
         said = ", ".join(f"{name} is {_WORDS[conditions[name]]}" for name in lost)
         return Judgement("stop", f"{said}; what others did is not overwritten")
-    whole = bool(journal.entries) and all(conditions[name] == "intended" for name in conditions)
+    behind = journal.behind()
+    whole = all(condition == ("before" if name in behind else "intended") for name, condition in conditions.items())
     if not back and journal.complete() and journal.verified_at and journal.turned_back_at is None and whole:
-        return Judgement("finish", "every change was verified, alone and together; only closing was left")
+        without = f" but for {', '.join(behind)}, which may fail" if behind else ""
+        return Judgement("finish", f"every change was verified, alone and together{without}; only closing was left")
     if not journal.begun():
         gone = any(entry.step == "rolled-back" for entry in journal.entries)
         return Judgement("undo", "everything was back already" if gone else "nothing had been changed yet")
@@ -89,9 +91,9 @@ def judge(
 
 
 def _judge_closed(journal: Journal, conditions: Mapping[str, Condition]) -> Judgement:
-    if journal.outcome != "succeeded":
+    if journal.outcome not in STANDING:
         return Judgement("leave", f"it is closed: {journal.outcome}; there is nothing to take back")
-    other = [name for name in conditions if conditions[name] != "intended"]
+    other = [name for name in journal.changed() if conditions[name] != "intended"]
     if other:
         said = ", ".join(f"{name} is {_WORDS[conditions[name]]}" for name in other)
         return Judgement("stop", f"{said}; it has been changed since this operation, or gone back")

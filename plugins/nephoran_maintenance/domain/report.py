@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
+from nephoran_maintenance.domain.approval import Approval
 from nephoran_maintenance.domain.findings import RANK, Finding
 from nephoran_maintenance.domain.images import ImageReference
 from nephoran_maintenance.domain.journal import Journal, JournalEntry
@@ -15,10 +16,12 @@ NOT_MEASURED = "not measured"
 PROBE_FIGURES = ("sent", "failed", "longest_gap_seconds", "requests_per_second")
 Overall = Literal[
     "succeeded",
+    "partly-succeeded",
     "rolled-back",
     "failed",
     "planned",
     "refused",
+    "not-approved",
     "nothing-to-do",
     "ready",
     "not-ready",
@@ -31,6 +34,7 @@ _SUMMARIES: dict[str, str] = {
     "failed": "The change failed, and so did the way back: a person must look at the components below.",
     "planned": "This is a plan. Nothing was changed.",
     "refused": "The run was stopped before the first change. Nothing was changed.",
+    "not-approved": "The change was rejected, or not approved in time. Nothing was changed.",
     "nothing-to-do": "Everything that was asked for already runs. Nothing was changed.",
     "ready": "Nothing blocks a change.",
     "backed-up": "The backup is complete and signed, and every byte of it was read back.",
@@ -39,25 +43,35 @@ _SUMMARIES: dict[str, str] = {
 }
 
 
-def overall(journal: Journal | None, *, failed: bool, planned: bool, changes: int | None, reads_only: bool) -> Overall:
+def overall(
+    journal: Journal | None,
+    *,
+    failed: bool,
+    planned: bool,
+    changes: int | None,
+    reads_only: bool,
+    approval: Approval | None = None,
+) -> Overall:
     """Return how an operation ended.
 
     :param journal: None when it ended before the first change.
-    :param failed: whether any step failed.
+    :param failed: whether any step failed, those of a component apart that may fail and stayed behind.
     :param planned: whether it was to plan only.
     :param changes: number of planned changes; None when there is no plan.
+    :param approval: what is recorded of it, when it was asked for.
     """
     if reads_only:
         return "not-ready" if failed else "ready"
-    if journal is None or not any(entry.step != "planned" for entry in journal.entries):
+    if journal is None or not any(entry.step not in ("planned", "left-out") for entry in journal.entries):
         if failed:
-            return "refused"
+            ended = approval is not None and approval.state in ("rejected", "expired")
+            return "not-approved" if ended else "refused"
         if changes == 0:
             return "nothing-to-do"
         return "planned" if planned else "refused"
     if journal.begun() and journal.complete() and not failed:
-        return "succeeded"
-    if all(entry.step in ("rolled-back", "planned") for entry in journal.entries):
+        return "partly-succeeded" if journal.behind() else "succeeded"
+    if all(entry.step in ("rolled-back", "planned", "left-out") for entry in journal.entries):
         return "rolled-back"
     return "failed"
 
@@ -85,6 +99,7 @@ def build_report(
     findings: Sequence[Mapping[str, Any]] = (),
     failed_steps: Sequence[Mapping[str, Any]] = (),
     recovery: Mapping[str, Any] | None = None,
+    approval: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the report as plain data.
 
@@ -95,6 +110,7 @@ def build_report(
     :param gates: ``[{"after", "component", "state", "reason", "message", "figures", "findings", "hint", "samples"}]``; the
         state of one that has no verdict is ``off`` or *not measured*.
     :param recovery: what a recovery found, decided and did; see :func:`recovery_facts`.
+    :param approval: the fields of :class:`nephoran_maintenance.domain.approval.Approval`; None when it was not asked for.
     :param probe_expected: whether a probe was to run; without its result the probe's figures read *not measured*.
     """
     if probe is None and probe_expected:
@@ -121,6 +137,7 @@ def build_report(
         "findings": [{**finding, "rank": RANK[finding["severity"]]} for finding in findings],
         "failed_steps": list(failed_steps),
         "recovery": dict(recovery) if recovery else None,
+        "approval": dict(approval) if approval else None,
     }
 
 
@@ -133,8 +150,8 @@ def conclusion(how: Overall, findings: Sequence[Finding]) -> dict[str, Any]:
 def recovery_facts(journal: Journal, row: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a recovery found, decided and did with an operation: from its row and its journal.
 
-    Keys: ``operation``, ``procedure``, ``run_id``, ``requested_by``, ``reason_of_run``, ``started_at``, ``decision``, ``reason``,
-    ``found`` (by component), ``done``, ``takeovers``.
+    Keys: ``operation``, ``procedure``, ``run_id``, ``requested_by``, ``reason_of_run``, ``approved_by``, ``started_at``,
+    ``decision``, ``reason``, ``found`` (by component), ``done``, ``takeovers``.
 
     :param row: ``decision``, ``reason``, ``found`` as the recovery saw them first.
     """
@@ -144,6 +161,7 @@ def recovery_facts(journal: Journal, row: Mapping[str, Any]) -> dict[str, Any]:
         "run_id": journal.run_id,
         "requested_by": journal.requested_by or NOT_MEASURED,
         "reason_of_run": journal.reason,
+        "approved_by": [answer.by for answer in journal.approvals],
         "started_at": journal.started_at.isoformat(timespec="seconds"),
         "decision": row["decision"],
         "reason": row["reason"],
@@ -163,6 +181,7 @@ def plan_of_journal(journal: Journal) -> dict[str, Any]:
                 "before": entry.before,
                 "after": entry.intended,
                 "digest": entry.digest,
+                "criticality": entry.criticality,
                 "diff": difference(entry.component, entry.before, entry.intended),
             }
             for entry in journal.entries
@@ -193,6 +212,9 @@ def rollback_rows(journal: Journal) -> list[dict[str, Any]]:
 def _summary(how: Overall, journal: Journal | None) -> str:
     if how == "failed" and journal is not None and journal.complete():
         return "Every planned change is in place and verified, but another step failed: see below."
+    if how == "partly-succeeded" and journal is not None:
+        new, behind = journal.changed(), journal.behind()
+        return f"New and verified: {', '.join(new)}. Not changed, because the plan says that it may fail: {', '.join(behind)}."
     return _SUMMARIES[how]
 
 
@@ -212,7 +234,7 @@ def _components(
         rows.append(
             {
                 "name": name,
-                "result": _result([entry.step for entry in entries]),
+                "result": _result(entries, journal),
                 "image_before": before,
                 "image_after": after,
                 "digest_before": _digest(before, (image or {}).get("digest_before")),
@@ -223,6 +245,7 @@ def _components(
                 "health": measured.get("health", NOT_MEASURED),
                 "policy": _POLICY_NOTE if policy else None,
                 "changed": _changed(entries),
+                "failure": _failure(name, journal),
             }
         )
     return rows
@@ -232,6 +255,12 @@ _POLICY_NOTE = (
     "rolling-update policy put in place first; the pods of the earlier policy left under the earlier policy, "
     "so no promise of zero downtime covers that first roll"
 )
+
+
+def _failure(component: str, journal: Journal | None) -> str | None:
+    """Return why a component could not stay changed itself; None when it was not the one that failed."""
+    failure = journal.failure_of(component) if journal else None
+    return failure.message if failure else None
 
 
 def _changed(entries: Sequence[JournalEntry]) -> dict[str, str]:
@@ -244,14 +273,23 @@ def _changed(entries: Sequence[JournalEntry]) -> dict[str, str]:
     }
 
 
-def _result(steps: Sequence[str]) -> str:
-    if not steps:
+def _result(entries: Sequence[JournalEntry], journal: Journal | None) -> str:
+    steps = [entry.step for entry in entries]
+    if not steps or journal is None:
         return "not changed"
+    name, lacking = entries[0].component, [failure.component for failure in journal.failures]
+    if name in journal.behind() and name not in lacking:
+        return f"not changed: it needs {', '.join(need for need in entries[0].needs if need in lacking)}, which failed"
+    if name in journal.behind():
+        back = "rolled back alone and verified" if "rolled-back" in steps else "not changed"
+        return f"{back}; it may fail"
     if all(step == "planned" for step in steps):
         return "not changed"
     if all(step == "verified" for step in steps):
         return "changed and verified"
-    if all(step in ("rolled-back", "planned") for step in steps):
+    if all(step == "left-out" for step in steps):
+        return "not changed"
+    if all(step in ("rolled-back", "planned", "left-out") for step in steps):
         return "rolled back and verified"
     return f"between: {', '.join(steps)}"
 

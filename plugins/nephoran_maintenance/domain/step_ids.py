@@ -9,17 +9,23 @@ COMPONENTS_GROUP = "components"
 ROLLBACK_GROUP = "rollback"
 PREFLIGHT_GROUP = "preflight"
 FUNCTIONAL_TEST_GROUP = "functional_test"
+APPROVE_GROUP = "approve"
 CHANGE_KINDS = ("policy", "image")
 
 CHECK_REQUEST = "check_request"
 PLAN_CHANGES = "plan_changes"
 RECOVER_OPERATIONS = "recover_operations"
+WAIT_APPROVAL = f"{APPROVE_GROUP}.wait_approval"
+WAIT_SECOND_APPROVAL = f"{APPROVE_GROUP}.wait_second_approval"
 ACQUIRE_LEASE = "acquire_lease"
+RECHECK_PLAN = "recheck_plan"
 HOLD_LEASE = "hold_lease"
 RELEASE_LEASE = "release_lease"
 RECORD_BEFORE_STATE = "record_before_state"
 MEASURE_TRAFFIC = "measure_traffic"
 VERIFY_METRICS = "verify_metrics"
+DECIDE_ALONE = "decide_alone"
+ROLLBACK_ALONE = "rollback_alone"
 VERIFY_COMPONENTS = "verify_components"
 REPORT_OPERATION = "report_operation"
 VERIFY_OUTCOME = "verify_outcome"
@@ -53,6 +59,12 @@ def gate_step_id(component: str) -> str:
 def capture_step_id(source: str) -> str:
     """Return the id of the step that captures a source of a backup."""
     return f"capture_{identifier(source)}"
+
+
+def alone_step_ids(component: str) -> list[str]:
+    """Return the ids of the steps that decide about a component that may fail, and take it back alone."""
+    prefix = f"{COMPONENTS_GROUP}.{identifier(component)}"
+    return [f"{prefix}.{DECIDE_ALONE}", f"{prefix}.{ROLLBACK_ALONE}"]
 
 
 def unneeded_after(step_id: str | None, chain: Sequence[str], needed: Collection[str]) -> list[str]:

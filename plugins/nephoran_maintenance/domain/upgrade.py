@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from nephoran_maintenance.domain.images import (
     ImageReference,
@@ -17,7 +17,7 @@ from nephoran_maintenance.domain.images import (
 )
 from nephoran_maintenance.domain.order import in_order
 from nephoran_maintenance.errors import PermanentError
-from nephoran_maintenance.profile import Component, SystemProfile
+from nephoran_maintenance.profile import CategoryName, Component, SystemProfile
 
 WEAVIATE_POLICY = "weaviate"
 
@@ -30,9 +30,11 @@ class UpgradeRequest(BaseModel):
     components: tuple[str, ...]
     version: str | None = None
     images: dict[str, str] = {}
-    category: str = "minor"
+    category: CategoryName = "minor"
     reason: str | None = None
     allow_downgrade: bool = False
+    plan_hash: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    release_quarantine: tuple[str, ...] = ()
 
 
 class Running(BaseModel):
@@ -215,7 +217,6 @@ def permissions_for(profile: SystemProfile, intent_groups: Sequence[str], *, cha
             }
             for group in intent_groups
         ]
-        wanted += [{"verb": "create", "resource": "configmaps", "namespace": own}]
     return wanted
 
 
@@ -239,7 +240,7 @@ def recovery_permissions_for(profile: SystemProfile, intent_groups: Sequence[str
         ),
         *(
             {"verb": verb, "resource": "configmaps", "namespace": own}
-            for verb in ("get", "list", "update", "patch", "delete")
+            for verb in ("get", "list", "create", "update", "patch", "delete")
         ),
         *(
             {"verb": verb, "group": "coordination.k8s.io", "resource": "leases", "namespace": own}

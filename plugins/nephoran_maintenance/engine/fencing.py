@@ -8,10 +8,12 @@ from typing import Any
 
 from nephoran_maintenance.domain.journal import Journal, Outcome, Workload
 from nephoran_maintenance.domain.lease import fence_of, stamp_patch, unstamp_patch
+from nephoran_maintenance.domain.quarantine import proven_keys, to_quarantine
 from nephoran_maintenance.errors import TransientError
 from nephoran_maintenance.hooks.cluster import ClusterHook
 from nephoran_maintenance.hooks.journal_store import JournalStore
 from nephoran_maintenance.hooks.lease_store import HeldLease, LeaseStore
+from nephoran_maintenance.hooks.quarantine_store import QuarantineStore
 
 CONFLICT_TRIES = 10
 
@@ -62,14 +64,41 @@ def turn_back(
     return journal, lease
 
 
+def turn_back_alone(
+    cluster: ClusterHook, store: JournalStore, leases: LeaseStore, journal: Journal, me: str, component: str
+) -> tuple[Journal, HeldLease]:
+    """Begin the way back of one component that may fail, and return the journal of our operation and its lease.
+
+    As :func:`turn_back`, with a token of its own, but the operation goes on: what is still planned of the component, and
+    of those that need it, is left out. Safe to repeat: yes.
+
+    :raises PermanentError: ``lease-lost`` when somebody else owns the operation.
+    """
+    lease = leases.hold(me)
+    begun = ("left-out", "rolling-back", "rolled-back")
+    going = any(entry.step in begun for entry in journal.entries_of(component))
+    if not going or journal.fencing_token != lease.token:
+        lease = leases.take(me, journal.procedure, above=journal.fencing_token)
+        journal = store.update(journal.operation_id, lambda found: found.fenced(lease.token))
+    stamp(cluster, journal, lease)
+    now = datetime.now(UTC)
+    journal = store.update(journal.operation_id, lambda found: found.given_up(component, now), token=lease.token)
+    return journal, lease
+
+
 def close(cluster: ClusterHook, store: JournalStore, journal: Journal, outcome: Outcome, token: int) -> Journal:
     """Take the fence away, then close the journal: what dies in between is found open and closed by a recovery.
+
+    Before that, versions that were taken back because they were bad go into quarantine; proven ones leave it.
 
     Safe to repeat: yes.
 
     :raises PermanentError: ``lease-lost`` when somebody else owns the operation.
     """
     journal.owned(token)
+    quarantine = QuarantineStore(cluster, store.namespace, journal.system)
+    quarantine.add(to_quarantine(journal))
+    quarantine.take_out(proven_keys(journal))
     unstamp(cluster, journal, token)
     now = datetime.now(UTC)
     return store.update(journal.operation_id, lambda found: found.closed(outcome, now), token=token)

@@ -12,7 +12,7 @@ from logging import getLogger
 from typing import Any
 
 from nephoran_maintenance.domain.intents import served_kinds, test_intent_name
-from nephoran_maintenance.domain.journal import Journal, JournalEntry, Takeover, outcome_of
+from nephoran_maintenance.domain.journal import STANDING, Failure, Journal, JournalEntry, Takeover, outcome_of
 from nephoran_maintenance.domain.lease import Lease
 from nephoran_maintenance.domain.moments import moment
 from nephoran_maintenance.domain.recovery import Condition, Judgement, condition_of, judge
@@ -133,7 +133,7 @@ class Recovery:
         """
         check_switches(self.cluster, self.profile.namespaces.maintenance, forward=False)
         journal = self.store.read(operation)
-        if journal.state == "closed" and not (self.back and journal.outcome == "succeeded"):
+        if journal.state == "closed" and not (self.back and journal.outcome in STANDING):
             return journal
         try:
             return self._go_on(journal)
@@ -245,8 +245,9 @@ class Recovery:
 
     def _look_at_the_whole(self, journal: Journal, lease: HeldLease) -> tuple[Wait | None, Journal]:
         """Look once more at everything that was verified; what is no longer good turns the decision."""
+        component = ""
         try:
-            for component in journal.workloads():
+            for component in journal.changed():
                 entry = journal.entries_of(component)[-1]
                 roller = self._roller(entry, lease)
                 workload, container = roller.workload(), entry.intended["container"]
@@ -261,7 +262,16 @@ class Recovery:
         except PermanentError as error:
             if error.reference not in NOT_GOOD:
                 raise
-            reason = f"it was verified, but it is not good any more: {error.message.splitlines()[0]}"
+            message = error.message.splitlines()[0]
+            failure = Failure(
+                component=component,
+                reference=error.reference,
+                cause=error.context.get("cause"),
+                message=message,
+                at=datetime.now(UTC),
+            )
+            journal = self.store.update(journal.operation_id, lambda found: found.failed(failure), token=lease.token)
+            reason = f"it was verified, but it is not good any more: {message}"
             return None, self._record(journal, lease, Judgement("undo", reason), self._conditions(journal))
         return None, journal
 
@@ -315,9 +325,10 @@ class Recovery:
 
         :raises UnknownStateError: ``object-changed-by-others``.
         """
-        wanted = "intended" if journal.takeovers[-1].decision == "finish" else "before"
+        finished = journal.takeovers[-1].decision == "finish"
+        wanted = "intended" if finished else "before"
         conditions = self._conditions(journal)
-        touched = {entry.component for entry in journal.entries if entry.step != "planned"}
+        touched = journal.changed() if finished else journal.gone_back()
         outcome = outcome_of(journal, verified=True)
         other = sorted(name for name in touched if conditions[name] != wanted)
         if other or outcome is None:

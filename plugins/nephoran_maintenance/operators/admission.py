@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from nephoran_maintenance.domain.approval import check_rule, rule_for
 from nephoran_maintenance.domain.intents import served_kinds
 from nephoran_maintenance.domain.patches import container_of
 from nephoran_maintenance.domain.preflight import check_permissions
@@ -40,8 +41,14 @@ def request_of(context: Context) -> UpgradeRequest:
         ) from None
 
 
+def released_from_quarantine(context: Context, component: str) -> bool:
+    """Return whether a person asks for a component in spite of its quarantine: a run by hand that names it."""
+    by_hand = context["dag_run"].run_type.value == "manual"
+    return by_hand and component in request_of(context).release_quarantine
+
+
 class CheckRequestOperator(StepOperator):
-    """Check parameters, profile, queries of the gates, cluster, permissions and that every chosen component exists.
+    """Check parameters, profile, approvers, queries of the gates, cluster, permissions and that every component exists.
 
     Returns ``{"mode", "components", "cluster_version", "account"}``. Changes nothing. Safe to repeat: yes.
     """
@@ -52,6 +59,8 @@ class CheckRequestOperator(StepOperator):
         changing = "mode" in context["params"]
         if changing:
             check_queries(profile)
+        if request.mode == "apply":
+            check_rule(rule_for(profile, request.category, context["dag_run"].triggering_user_name))
         chosen = [profile.component(name) for name in request.components]
         if changing or request.version or request.images:
             chosen = requested_components(request, profile)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
 from nephoran_maintenance.airflow_edge import airflow_errors
-from nephoran_maintenance.domain.journal import Journal, operation_id
+from nephoran_maintenance.domain.journal import Failure, Journal, operation_id
 from nephoran_maintenance.domain.order import in_order
+from nephoran_maintenance.domain.quarantine import is_own_failure
 from nephoran_maintenance.domain.step_ids import (
     RECORD_BEFORE_STATE,
+    alone_step_ids,
     change_step_ids,
     gate_step_id,
     rollback_step_id,
     unneeded_after,
 )
-from nephoran_maintenance.errors import MaintenanceError
+from nephoran_maintenance.errors import MaintenanceError, PermanentError
 from nephoran_maintenance.profile import SystemProfile, load_profile
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from nephoran_maintenance.hooks.cluster import ClusterHook
     from nephoran_maintenance.hooks.journal_store import JournalStore
     from nephoran_maintenance.hooks.lease_store import HeldLease, LeaseStore
+    from nephoran_maintenance.hooks.quarantine_store import QuarantineStore
 
 ERROR_KEY = "error"
 LONGEST_ERROR = 4000
@@ -62,12 +66,52 @@ class StepOperator(BaseOperator):
         """Leave an error's text in the XCom ``error``, where the report finds it, and let Airflow see the error."""
         try:
             with airflow_errors():
-                yield
+                try:
+                    yield
+                except PermanentError as error:
+                    self.record_failure(context, error)
+                    raise
         except (AirflowSkipException, DownstreamTasksSkipped):
             raise
         except Exception as error:
             context["ti"].xcom_push(key=ERROR_KEY, value=str(error)[:LONGEST_ERROR])
             raise
+
+    def blamed(self, error: PermanentError) -> Sequence[str]:
+        """Return the components that an error of this step is a failure of."""
+        return ()
+
+    def record_failure(self, context: Context, error: PermanentError) -> None:
+        """Write into the journal which component has failed, and why: the way back, and a recovery, go by it.
+
+        A step that was aborted or lost its worker writes nothing, so it is no failure of a component.
+        """
+        components = self.blamed(error) if is_own_failure(error.reference) else ()
+        if not components:
+            return
+        failures = [
+            Failure(
+                component=component,
+                reference=error.reference,
+                cause=error.context.get("cause"),
+                message=error.message.splitlines()[0],
+                at=datetime.now(UTC),
+            )
+            for component in components
+        ]
+
+        def change(journal: Journal) -> Journal:
+            for failure in failures:
+                journal = journal.failed(failure)
+            return journal
+
+        try:
+            cluster = self.cluster()
+            store, operation = self.journals(cluster), operation_of(context)
+            lease = self.held_lease(context, cluster, store.read(operation))
+            store.update(operation, change, token=lease.token)
+        except MaintenanceError as problem:
+            self.log.warning("The failure could not be written into the journal: %s", problem)
 
     def act(self, context: Context) -> Any:
         raise NotImplementedError
@@ -95,6 +139,12 @@ class StepOperator(BaseOperator):
 
         return LeaseStore(cluster, self.profile)
 
+    def quarantine(self, cluster: ClusterHook) -> QuarantineStore:
+        from nephoran_maintenance.hooks.quarantine_store import QuarantineStore
+
+        profile = self.profile
+        return QuarantineStore(cluster, profile.namespaces.maintenance, profile.metadata.name)
+
     def held_lease(self, context: Context, cluster: ClusterHook, journal: Journal) -> HeldLease:
         """Return the lease that this operation holds, with the token that its journal bears.
 
@@ -115,15 +165,22 @@ def finish_change_step(
     context: Context, journal: Journal, profile: SystemProfile, step_id: str | None, result: Any
 ) -> Any:
     """Return a step's result, after skipping the change steps right behind it that the plan does not need."""
-    chain = [
-        step
-        for component in in_order(profile.components)
-        for step in (*change_step_ids(component.name), *([gate_step_id(component.name)] if component.gate else []))
-    ]
-    needed = {step for entry in journal.entries for step in change_step_ids(entry.component, entry.kind)}
-    # Whatever was changed of a component, its metrics are judged once, after the last change.
-    needed |= {gate_step_id(entry.component) for entry in journal.entries}
+    # A profile that was changed since the procedure was read may call for other steps than there are.
+    dag = context["task"].dag
+    there = dag.task_dict if dag is not None else {}
+    chain = [step for c in in_order(profile.components) for step in own_step_ids(c.name) if step in there]
+    entries = [entry for entry in journal.entries if entry.component in journal.changed()]
+    needed = {step for entry in entries for step in change_step_ids(entry.component, entry.kind)}
+    # Whatever was changed of a component, its metrics are judged once, after the last change. The way back alone is
+    # opened by the decision before it.
+    needed |= {gate_step_id(entry.component) for entry in entries}
+    needed |= {alone_step_ids(entry.component)[0] for entry in entries}
     return finish_step(context, result, unneeded_after(step_id, chain, needed))
+
+
+def own_step_ids(component: str) -> list[str]:
+    """Return the ids of all steps that a component's group can have, in their order."""
+    return [*change_step_ids(component), gate_step_id(component), *alone_step_ids(component)]
 
 
 def finish_rollback_step(
@@ -155,6 +212,16 @@ def journal_of(context: Context, store: JournalStore) -> Journal | None:
         if states_of(context).get(RECORD_BEFORE_STATE) in NEVER_RAN:
             return None
         raise
+
+
+def refuse_closed(journal: Journal | None) -> None:
+    """:raises PermanentError: ``operation-closed`` when the run's operation has ended: its steps may not be cleared."""
+    if journal is not None and journal.state == "closed":
+        raise PermanentError(
+            "operation-closed",
+            f"operation {journal.operation_id} is closed: {journal.outcome}",
+            hint="Trigger a new run instead of clearing this one.",
+        )
 
 
 def operation_of(context: Context) -> str:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from nephoran_maintenance.domain import ownership, preflight
 from nephoran_maintenance.domain.findings import Finding
-from nephoran_maintenance.domain.intents import count_active, served_kinds
+from nephoran_maintenance.domain.intents import IntentKind, count_active, served_kinds
+from nephoran_maintenance.domain.quarantine import check_quarantine
 from nephoran_maintenance.domain.upgrade import permissions_for, requested_image
 from nephoran_maintenance.domain.vantage_point import is_own
 from nephoran_maintenance.engine.live import container_name
 from nephoran_maintenance.errors import MaintenanceError, TransientError
-from nephoran_maintenance.operators.admission import request_of
+from nephoran_maintenance.operators.admission import released_from_quarantine, request_of
 from nephoran_maintenance.operators.base import StepOperator
 
 if TYPE_CHECKING:
@@ -22,24 +23,31 @@ if TYPE_CHECKING:
 Findings = list[Finding]
 
 
-def check_pods(step: CheckOperator, _: Context) -> Findings:
+def workloads(step: StepOperator, context: Context) -> dict[str, dict[str, Any]]:
+    """Return the live workload of each chosen component."""
+    cluster, profile = step.cluster(), step.profile
+    chosen = [profile.component(name) for name in request_of(context).components]
+    return {c.name: cluster.get_workload(c, profile.namespace_of(c)) for c in chosen}
+
+
+def check_pods(step: StepOperator, _: Context) -> Findings:
     pods = [pod for pod in step.cluster().list("Pod", step.profile.namespaces.system) if not is_own(pod)]
     return preflight.check_pods(pods, datetime.now(UTC))
 
 
-def check_rollouts(step: CheckOperator, context: Context) -> Findings:
-    return preflight.check_rollouts(step.workloads(context))
+def check_rollouts(step: StepOperator, context: Context) -> Findings:
+    return preflight.check_rollouts(workloads(step, context))
 
 
-def check_ownership(step: CheckOperator, context: Context) -> Findings:
-    workloads = step.workloads(context)
-    containers = {name: container_name(w, step.profile.component(name)) for name, w in workloads.items()}
-    return ownership.check_ownership(workloads, containers)
+def check_ownership(step: StepOperator, context: Context) -> Findings:
+    chosen = workloads(step, context)
+    containers = {name: container_name(w, step.profile.component(name)) for name, w in chosen.items()}
+    return ownership.check_ownership(chosen, containers)
 
 
-def check_capacity(step: CheckOperator, context: Context) -> Findings:
+def check_capacity(step: StepOperator, context: Context) -> Findings:
     cluster, system = step.cluster(), step.profile.namespaces.system
-    surges = {name: w for name, w in step.workloads(context).items() if w["kind"] == "Deployment"}
+    surges = {name: w for name, w in workloads(step, context).items() if w["kind"] == "Deployment"}
     nodes = cluster.nodes()
     findings = preflight.check_headroom(nodes, cluster.list("Pod"), surges)
     findings += preflight.check_quotas(cluster.list("ResourceQuota", system), surges)
@@ -48,19 +56,20 @@ def check_capacity(step: CheckOperator, context: Context) -> Findings:
     return findings + preflight.check_volumes(cluster.list("PersistentVolumeClaim", system), usage)
 
 
-def check_disruption(step: CheckOperator, _: Context) -> Findings:
+def check_disruption(step: StepOperator, _: Context) -> Findings:
     cluster, system = step.cluster(), step.profile.namespaces.system
     findings = preflight.check_disruption_budgets(cluster.list("PodDisruptionBudget", system), drains=False)
     return findings + preflight.check_autoscalers(cluster.list("HorizontalPodAutoscaler", system))
 
 
-def check_images(step: CheckOperator, context: Context) -> Findings:
+def check_images(step: StepOperator, context: Context) -> Findings:
     from nephoran_maintenance.hooks.image_registry import ImageRegistryHook
 
     request, profile = request_of(context), step.profile
     registry = ImageRegistryHook(profile.connections.image_registry, plain_http=profile.registry.plain_http or None)
+    quarantine = step.quarantine(step.cluster()).all()
     findings = []
-    for name, workload in step.workloads(context).items():
+    for name, workload in workloads(step, context).items():
         component = profile.component(name)
         container = container_name(workload, component)
         containers = workload["spec"]["template"]["spec"]["containers"]
@@ -68,18 +77,20 @@ def check_images(step: CheckOperator, context: Context) -> Findings:
         if not (request.images.get(name) or request.version):
             continue
         reference = str(requested_image(request, component, running))
-        findings.append(preflight.check_image(name, reference, registry.find_digest(reference)))
+        digest, released = registry.find_digest(reference), released_from_quarantine(context, name)
+        held = check_quarantine(quarantine, name, digest, released=released)
+        findings += [preflight.check_image(name, reference, digest), *([held] if held else [])]
     return findings or [Finding("images", "pass", "images", "no version was asked for", "in the registry")]
 
 
-def check_gates(step: CheckOperator, context: Context) -> Findings:
+def check_gates(step: StepOperator, context: Context) -> Findings:
     from nephoran_maintenance.domain.gate import REQUESTS
     from nephoran_maintenance.hooks.prometheus_api import PrometheusHook
     from nephoran_maintenance.sensors.gate import queries_of
 
     profile, findings = step.profile, []
     prometheus = PrometheusHook(profile.connections.prometheus)
-    for name, workload in step.workloads(context).items():
+    for name, workload in workloads(step, context).items():
         component = profile.component(name)
         if component.gate and not profile.gate.off:
             place = {"namespace": profile.namespace_of(component), "kind": workload["kind"]}
@@ -90,18 +101,35 @@ def check_gates(step: CheckOperator, context: Context) -> Findings:
     return findings or [Finding("gates", "pass", "gates", "no chosen component has one", "series for each gate")]
 
 
-def check_permissions(step: CheckOperator, context: Context) -> Findings:
+def check_permissions(step: StepOperator, context: Context) -> Findings:
     cluster = step.cluster()
     groups = [kind.group for kind in served_kinds(cluster.crds(), step.profile.intents)]
     accesses = permissions_for(step.profile, groups, changing="mode" in context["params"])
     return preflight.check_permissions(accesses, cluster.can_i(accesses), cluster.who_am_i())
 
 
-def check_backup(_step: CheckOperator, _: Context) -> Findings:
+def check_backup(_step: StepOperator, _: Context) -> Findings:
     return [preflight.check_backup_age()]
 
 
-CHECKS: dict[str, Callable[[CheckOperator, Context], Findings]] = {
+def check_intents(step: StepOperator, _: Context) -> Findings:
+    active, kinds = count_intents(step)
+    return preflight.check_intents(
+        active, step.profile.intents.active_limit, timedelta(), [kind.group for kind in kinds]
+    )
+
+
+def count_intents(step: StepOperator) -> tuple[int, list[IntentKind]]:
+    """Return the number of NetworkIntents in work, and the kinds of them that the cluster serves."""
+    from nephoran_maintenance.hooks.kubernetes_rest import Resource
+
+    intents, cluster = step.profile.intents, step.cluster()
+    kinds = served_kinds(cluster.crds(), intents)
+    found = (cluster.list(Resource(kind.group, kind.version, kind.plural)) for kind in kinds)
+    return sum(count_active(items, intents) for items in found), kinds
+
+
+CHECKS: dict[str, Callable[[StepOperator, Context], Findings]] = {
     "pods": check_pods,
     "rollouts": check_rollouts,
     "ownership": check_ownership,
@@ -130,12 +158,6 @@ class CheckOperator(StepOperator):
     def act(self, context: Context) -> list[dict[str, Any]]:
         return gathered(self, self.subject, lambda: CHECKS[self.subject](self, context), context)
 
-    def workloads(self, context: Context) -> dict[str, dict[str, Any]]:
-        """Return the live workload of each chosen component."""
-        cluster, profile = self.cluster(), self.profile
-        chosen = [profile.component(name) for name in request_of(context).components]
-        return {c.name: cluster.get_workload(c, profile.namespace_of(c)) for c in chosen}
-
 
 def gathered(step: StepOperator, subject: str, check: Callable[[], Findings], context: Context) -> list[dict[str, Any]]:
     """Return the findings of one check as plain data; what could not be read is one that blocks.
@@ -160,14 +182,10 @@ class CheckIntentsOperator(StepOperator):
     """Count the NetworkIntents in work; while there are too many, wait for them, up to the profile's limit."""
 
     def act(self, context: Context) -> list[dict[str, Any]]:
-        from nephoran_maintenance.hooks.kubernetes_rest import Resource
         from nephoran_maintenance.triggers.condition import FewPhasesTrigger
 
-        intents, cluster = self.profile.intents, self.cluster()
-        kinds = served_kinds(cluster.crds(), intents)
-        active = sum(
-            count_active(cluster.list(Resource(kind.group, kind.version, kind.plural)), intents) for kind in kinds
-        )
+        intents = self.profile.intents
+        active, kinds = count_intents(self)
         if active < intents.active_limit or not kinds or not intents.wait_seconds:
             return self.findings(active, timedelta(), [kind.group for kind in kinds])
         self.log.info("%d intents in work, %d or more block a change: waiting", active, intents.active_limit)

@@ -10,7 +10,14 @@ from airflow.sdk.exceptions import AirflowSkipException
 from nephoran_maintenance.domain.step_ids import ACQUIRE_LEASE
 from nephoran_maintenance.engine.fencing import stamp
 from nephoran_maintenance.errors import PermanentError
-from nephoran_maintenance.operators.base import NEVER_RAN, StepOperator, journal_of, operation_of, states_of
+from nephoran_maintenance.operators.base import (
+    NEVER_RAN,
+    StepOperator,
+    journal_of,
+    operation_of,
+    refuse_closed,
+    states_of,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -55,12 +62,7 @@ class AcquireLeaseOperator(StepOperator):
         cluster = self.cluster()
         store, operation = self.journals(cluster), operation_of(context)
         journal = store.find(operation)
-        if journal is not None and journal.state == "closed":
-            raise PermanentError(
-                "operation-closed",
-                f"operation {operation} is closed: {journal.outcome}",
-                hint="Trigger a new run instead of clearing this one.",
-            )
+        refuse_closed(journal)
         leases = self.leases(cluster)
         lease = leases.take(operation, self.dag_id, store.open_operations)
         if set(store.open_operations()) - {operation}:

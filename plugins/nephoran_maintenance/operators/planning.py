@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import DownstreamTasksSkipped
 
 from nephoran_maintenance.domain.images import ImageReference
+from nephoran_maintenance.domain.order import all_needs
 from nephoran_maintenance.domain.patches import policy_patch, record_before, same_spec, with_image
 from nephoran_maintenance.domain.plan import Change, Plan, difference, plan_hash
+from nephoran_maintenance.domain.plan_words import in_words
 from nephoran_maintenance.domain.step_ids import REPORTING_STEPS
 from nephoran_maintenance.domain.upgrade import (
     WEAVIATE_POLICY,
@@ -22,6 +25,7 @@ from nephoran_maintenance.domain.upgrade import (
     version_of_image,
 )
 from nephoran_maintenance.engine.live import container_name, running_digests
+from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.admission import request_of
 from nephoran_maintenance.operators.base import StepOperator
 
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 PLAN_KEY = "plan"
 HASH_KEY = "plan_hash"
+PLANNED_AT_KEY = "planned_at"
 
 
 class PlanUpgradeOperator(StepOperator):
@@ -43,18 +48,9 @@ class PlanUpgradeOperator(StepOperator):
     Changes nothing: differences come from the API server's dry run. Safe to repeat: yes.
     """
 
-    def act(self, context: Context) -> None:
-        profile, request = self.profile, request_of(context)
-        cluster, registry = self.cluster(), self.registry()
-        changes: list[Change] = []
-        idle: list[str] = []
-        for component in requested_components(request, profile):
-            own, note = self.changes_of(cluster, registry, request, component)
-            changes += own
-            idle += [note] if note else []
-        plan = Plan(
-            procedure=self.dag_id, system=profile.metadata.name, changes=tuple(changes), nothing_to_do=tuple(idle)
-        )
+    def act(self, context: Context) -> Any:
+        request = request_of(context)
+        plan = self.planned(request)
         for change in plan.changes:
             self.log.info("%s, %s:\n%s", change.component, change.kind, change.diff)
         for note in plan.nothing_to_do:
@@ -62,10 +58,26 @@ class PlanUpgradeOperator(StepOperator):
         digest = plan_hash(plan)
         context["ti"].xcom_push(key=PLAN_KEY, value=json.loads(plan.model_dump_json()))
         context["ti"].xcom_push(key=HASH_KEY, value=digest)
+        context["ti"].xcom_push(key=PLANNED_AT_KEY, value=datetime.now(UTC).isoformat())
         self.log.info("Plan %s: %d changes", digest, len(plan.changes))
+        if request.plan_hash not in (None, digest):
+            raise other_plan(plan, digest, str(request.plan_hash))
         if request.mode == "plan" or not plan.changes:
             downstream = sorted(self.get_flat_relative_ids(upstream=False))
             raise DownstreamTasksSkipped(tasks=[step for step in downstream if step not in REPORTING_STEPS])
+
+    def planned(self, request: UpgradeRequest) -> Plan:
+        """Return the plan for the live objects."""
+        profile, cluster, registry = self.profile, self.cluster(), self.registry()
+        changes: list[Change] = []
+        idle: list[str] = []
+        for component in requested_components(request, profile):
+            own, note = self.changes_of(cluster, registry, request, component)
+            changes += own
+            idle += [note] if note else []
+        return Plan(
+            procedure=self.dag_id, system=profile.metadata.name, changes=tuple(changes), nothing_to_do=tuple(idle)
+        )
 
     def changes_of(
         self, cluster: ClusterHook, registry: ImageRegistryHook, request: UpgradeRequest, component: Component
@@ -85,6 +97,12 @@ class PlanUpgradeOperator(StepOperator):
             "name": workload["metadata"]["name"],
         }
         changes: list[Change] = []
+        fixed: dict[str, Any] = {
+            "component": component.name,
+            "workload": about,
+            "criticality": component.criticality,
+            "needs": all_needs(profile.components, component.name),
+        }
         patch = policy_patch(workload, container, profile.policy_of(component))
         with_policy = self.as_stored(cluster, workload, patch)
         state = before
@@ -92,9 +110,8 @@ class PlanUpgradeOperator(StepOperator):
             after = record_before(with_policy, container)
             changes.append(
                 Change(
-                    component=component.name,
+                    **fixed,
                     kind="policy",
-                    workload=about,
                     before=before,
                     after=after,
                     diff=difference(component.name, before, after),
@@ -106,9 +123,8 @@ class PlanUpgradeOperator(StepOperator):
         if after["template"] != state["template"]:
             changes.append(
                 Change(
-                    component=component.name,
+                    **fixed,
                     kind="image",
-                    workload=about,
                     before=state,
                     after=after,
                     digest=target.digest,
@@ -160,3 +176,14 @@ class PlanUpgradeOperator(StepOperator):
         return ImageRegistryHook(
             self.profile.connections.image_registry, plain_http=self.profile.registry.plain_http or None
         )
+
+
+def other_plan(plan: Plan, digest: str, wanted: str) -> PermanentError:
+    """Return the error for a plan that is not the one whose hash was given."""
+    words = [*map(in_words, plan.changes), *plan.nothing_to_do]
+    return PermanentError(
+        "plan-hash-differs",
+        f"the run was asked for with the plan {wanted}, and the plan is {digest} now: {'; '.join(words)}",
+        hint="Nothing was changed. Compare with the report of the plan that was meant, run mode=plan again, and give the "
+        "hash that its report shows.",
+    )

@@ -44,17 +44,7 @@ class DecideReadinessOperator(StepOperator):
         outcome = summary(findings, datetime.now(UTC))
         context["ti"].xcom_push(key="return_value", value=outcome)
         self.log.info("Findings of preflight:\n%s", as_table(findings))
-        blocking = [finding for finding in findings if finding.severity == "block"]
-        if blocking:
-            first = blocking[0]
-            raise PermanentError(
-                "preflight-blocked",
-                f"the system is not ready for a change: {len(blocking)} blocking "
-                f"finding{'s' if len(blocking) > 1 else ''}; first {first.check} of {first.object}: "
-                f"observed {first.observed}, expected {first.expected}",
-                context={"blocking": len(blocking)},
-                hint=first.hint,
-            )
+        refuse_blocking(findings)
         if not findings:
             raise PermanentError(
                 "preflight-blocked",
@@ -63,3 +53,18 @@ class DecideReadinessOperator(StepOperator):
                 hint="Read the logs of the checks.",
             )
         return outcome
+
+
+def refuse_blocking(findings: Sequence[Finding]) -> None:
+    """:raises PermanentError: ``preflight-blocked`` when any finding blocks, with the first one."""
+    blocking = [finding for finding in findings if finding.severity == "block"]
+    if blocking:
+        first = blocking[0]
+        raise PermanentError(
+            "preflight-blocked",
+            f"the system is not ready for a change: {len(blocking)} blocking "
+            f"finding{'s' if len(blocking) > 1 else ''}; first {first.check} of {first.object}: "
+            f"observed {first.observed}, expected {first.expected}",
+            context={"blocking": len(blocking)},
+            hint=first.hint,
+        )

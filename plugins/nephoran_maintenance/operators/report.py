@@ -14,6 +14,7 @@ from nephoran_maintenance.domain.journal import Journal, outcome_of
 from nephoran_maintenance.domain.order import in_order
 from nephoran_maintenance.domain.report import NOT_MEASURED, build_report, overall
 from nephoran_maintenance.domain.step_ids import (
+    COMPONENTS_GROUP,
     DECIDE_READINESS,
     DELETE_TEST_INTENTS,
     MEASURE_TRAFFIC,
@@ -22,12 +23,15 @@ from nephoran_maintenance.domain.step_ids import (
     VERIFY_METRICS,
     VERIFY_OUTCOME,
     WAIT_TEST_INTENTS,
+    alone_step_ids,
     change_step_ids,
     gate_step_id,
+    identifier,
     rollback_step_id,
 )
 from nephoran_maintenance.engine.fencing import close
 from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.operators.approval import recorded_approval
 from nephoran_maintenance.operators.base import (
     ERROR_KEY,
     StepOperator,
@@ -96,12 +100,17 @@ class ReportOperator(StepOperator):
         reads_only = PLAN_CHANGES not in states
         failed = [task_id for task_id, state in states.items() if state in FAILED_STATES]
         journal = None if reads_only else self.close_journal(context, states.get(VERIFY_COMPONENTS) == "success")
+        allowed = tuple(f"{COMPONENTS_GROUP}.{identifier(name)}." for name in (journal.behind() if journal else ()))
         readiness = pull(context, DECIDE_READINESS) or {}
-        health = pull(context, VERIFY_COMPONENTS) or self.health_of_steps(context, profile)
-        rollback = pull_all(context, [rollback_step_id(c.name) for c in reversed(in_order(profile.components))])
+        backwards = [c.name for c in reversed(in_order(profile.components))]
+        alone = pull_all(context, [alone_step_ids(name)[1] for name in backwards])
+        rollback = {**alone, **pull_all(context, [rollback_step_id(name) for name in backwards])}
+        went_alone = {row["component"]: row for row in alone.values()}
+        health = {**went_alone, **(pull(context, VERIFY_COMPONENTS) or self.health_of_steps(context, profile))}
         tests = pull(context, WAIT_TEST_INTENTS) or pull(context, WAIT_TEST_INTENTS, "functional_test") or []
         gates = [] if journal is None else self.gates(context, profile, journal)
         deleted = pull(context, DELETE_TEST_INTENTS)
+        approval = None if reads_only else recorded_approval(context)
         return build_report(
             operation_id=operation,
             procedure=self.dag_id,
@@ -109,10 +118,11 @@ class ReportOperator(StepOperator):
             system=profile.metadata.name,
             how=overall(
                 journal,
-                failed=bool(failed),
+                failed=any(not task_id.startswith(allowed) for task_id in failed) if allowed else bool(failed),
                 planned=context["params"].get("mode") == "plan",
                 changes=None if plan is None else len(plan["changes"]),
                 reads_only=reads_only,
+                approval=approval,
             ),
             triggered_by=run.triggering_user_name or run.run_type.value,
             started_at=run.start_date,
@@ -126,6 +136,7 @@ class ReportOperator(StepOperator):
             probe=pull(context, MEASURE_TRAFFIC),
             probe_expected=journal is not None and profile.probe is not None,
             gates=gates,
+            approval=approval.model_dump(mode="json") if approval else None,
             rollback=list(rollback.values()),
             findings=[*(readiness.get("findings") or []), *(found for gate in gates for found in gate["findings"])],
             failed_steps=[
@@ -164,11 +175,12 @@ class ReportOperator(StepOperator):
 
     def gates(self, context: Context, profile: SystemProfile, journal: Journal) -> list[dict[str, Any]]:
         """Return a row for each metric that was to be judged, after each changed component and after the whole."""
-        changed = {entry.component for entry in journal.entries}
+        changed = {entry.component for entry in journal.entries if entry.step != "left-out"}
+        behind = journal.behind()
         steps = {gate_step_id(c.name): c.name for c in in_order(gated_components(profile)) if c.name in changed}
         rows = []
         for step, component in {**steps, VERIFY_METRICS: None}.items():
-            judged = [c.name for c in gated_components(profile, component)]
+            judged = [c.name for c in gated_components(profile, component) if component or c.name not in behind]
             missing = [row_without_verdict(name, NOT_MEASURED, "the step left no verdict") for name in judged]
             found = pull(context, step) or pull(context, step, GATE_KEY) or missing
             rows += [{"after": component or "the whole", **row} for row in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from nephoran_maintenance.domain.patches import same_spec, same_template
 from nephoran_maintenance.engine.live import check_digests, check_health, pod_runs, running_digests
 from nephoran_maintenance.engine.rolling import Wait
 from nephoran_maintenance.errors import PermanentError, UnknownStateError
-from nephoran_maintenance.operators.base import finish_change_step, operation_of
+from nephoran_maintenance.operators.base import finish_change_step, operation_of, refuse_closed
 from nephoran_maintenance.operators.rolling import RollingOperator
 
 if TYPE_CHECKING:
@@ -30,25 +31,23 @@ class ChangeOperator(RollingOperator):
         super().__init__(**kwargs)
         self.change_kind = change_kind
 
+    def blamed(self, error: PermanentError) -> Sequence[str]:
+        return [self.component]
+
     def entry(self, journal: Journal) -> JournalEntry:
         """Return this step's entry.
 
         :raises PermanentError: ``operation-closed``, ``change-not-planned``.
         """
         entry = journal.entry(self.component, self.change_kind)
-        if journal.state == "closed":
-            raise PermanentError(
-                "operation-closed",
-                f"operation {journal.operation_id} is closed: {journal.outcome}",
-                hint="Trigger a new run instead of clearing this one.",
-            )
+        refuse_closed(journal)
         if entry is None:
             raise PermanentError(
                 "change-not-planned",
                 f"operation {journal.operation_id} plans no {self.change_kind} change of {self.component}",
                 hint="Trigger a new run with this component.",
             )
-        if entry.step in ("rolling-back", "rolled-back"):
+        if entry.step in ("rolling-back", "rolled-back", "left-out"):
             raise PermanentError(
                 "operation-closed",
                 f"operation {journal.operation_id} is on its way back: {self.component} is {entry.step}",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowSkipException
 
 from nephoran_maintenance.domain.patches import same_spec
 from nephoran_maintenance.domain.step_ids import change_step_ids
@@ -16,18 +19,23 @@ if TYPE_CHECKING:
 
 
 class VerifyComponentsOperator(StepOperator):
-    """Check all changed components together: template, image digests of every pod, health, no restart since.
+    """Check all components that are new together: template, image digests of every pod, health, no restart since.
 
     Returns by component what :func:`nephoran_maintenance.engine.live.check_health` has measured, with ``digests``,
     and writes into the journal that everything was seen to be good: without that a recovery undoes. Safe to repeat: yes.
     """
+
+    def blamed(self, error: PermanentError) -> Sequence[str]:
+        return [str(error.context["component"])]
 
     def act(self, context: Context) -> dict[str, Any]:
         cluster = self.cluster()
         store = self.journals(cluster)
         journal = store.read(operation_of(context))
         lease = self.held_lease(context, cluster, journal)
-        names = list(dict.fromkeys(entry.component for entry in journal.entries))
+        names = journal.changed()
+        if not names:
+            raise AirflowSkipException("no component is new: each of them may fail, and did")
         earlier = pull_all(context, [change_step_ids(n, k)[1] for n in names for k in ("policy", "image")])
         results: dict[str, Any] = {}
         for name in names:

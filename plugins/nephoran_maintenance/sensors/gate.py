@@ -60,18 +60,18 @@ class MetricGateSensor(StepOperator):
         cluster = self.cluster()
         journal = self.journals(cluster).read(operation_of(context))
         self.check_forward(journal)
-        if self.profile.gate.off or not self.gated():
-            return self.finish(context, journal, [off_row(component.name) for component in self.gated()])
+        if self.profile.gate.off or not self.gated(journal):
+            return self.finish(context, journal, [off_row(component.name) for component in self.gated(journal)])
         kept = self.kept(context)
         if kept and (verdicts := verdicts_of(kept.values())) is not None:
             return self.conclude(context, journal, [verdict.to_dict() for verdict in verdicts])
         begun_at, before = datetime.now(UTC), changed_at(journal)
         try:
-            gates = [self.gate(cluster, component, begun_at, before) for component in self.gated()]
+            gates = [self.gate(cluster, component, begun_at, before) for component in self.gated(journal)]
         except TransientError as error:
             if context["ti"].try_number <= (self.retries or 0):
                 raise
-            rows = [unmeasured(component.name, error.message).to_dict() for component in self.gated()]
+            rows = [unmeasured(component.name, error.message).to_dict() for component in self.gated(journal)]
             return self.conclude(context, journal, rows)
         self.wait(context, gates, begun_at)
         return None
@@ -80,16 +80,24 @@ class MetricGateSensor(StepOperator):
         journal = self.journals().read(operation_of(context))
         if event["state"] == "complete":
             return self.conclude(context, journal, event["verdicts"])
-        rows = [unmeasured(component.name, event["message"]).to_dict() for component in self.gated()]
+        rows = [unmeasured(component.name, event["message"]).to_dict() for component in self.gated(journal)]
         return self.conclude(context, journal, rows)
 
-    def gated(self) -> list[Component]:
-        """Return the components that are judged."""
-        return gated_components(self.profile, self.component)
+    def gated(self, journal: Journal) -> list[Component]:
+        """Return the components that are judged: not those that may fail and stayed behind."""
+        return [one for one in gated_components(self.profile, self.component) if one.name not in journal.behind()]
+
+    def blamed(self, error: PermanentError) -> Sequence[str]:
+        return str(error.context["components"]).split(", ")
 
     def check_forward(self, journal: Journal) -> None:
         """:raises PermanentError: ``operation-closed`` when the operation is over or on its way back."""
-        back = [entry.component for entry in journal.entries if entry.step in ("rolling-back", "rolled-back")]
+        went = ("rolling-back", "rolled-back", "left-out")
+        back = [
+            entry.component
+            for entry in journal.entries
+            if entry.step in went and (journal.turned_back_at or entry.component == self.component)
+        ]
         if journal.state == "closed" or back:
             state = f"closed: {journal.outcome}" if journal.state == "closed" else f"on its way back: {back[0]}"
             raise PermanentError(
@@ -165,7 +173,7 @@ class MetricGateSensor(StepOperator):
         by_name = {verdict["component"]: verdict for verdict in verdicts}
         rows = [
             {**by_name.get(component.name, unmeasured_row(component.name)), "samples": samples_name(self.component)}
-            for component in self.gated()
+            for component in self.gated(journal)
         ]
         for row in rows:
             self.log.info("The gate is %s: %s", row["state"], row["message"])
@@ -178,7 +186,11 @@ class MetricGateSensor(StepOperator):
         raise PermanentError(
             "gate-closed" if closed else "gate-unknown",
             f"the metrics do not let the change stand: {text}" if closed else f"the metrics can't be judged: {text}",
-            context={"reason": shut[0]["reason"], "samples": shut[0]["samples"]},
+            context={
+                "components": ", ".join(row["component"] for row in shut),
+                "reason": shut[0]["reason"],
+                "samples": shut[0]["samples"],
+            },
             hint=shut[0]["hint"],
         )
 

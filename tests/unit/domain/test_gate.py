@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -18,18 +19,23 @@ from nephoran_maintenance.domain.gate import (
     Recording,
     Sample,
     Verdict,
+    added,
     at_most,
     baseline_of,
     decide,
     head_line,
     lower_bound,
+    planned_pods,
     pods_in,
     quantile,
     recordings,
     replay,
     sample_line,
+    unmeasured,
+    verdicts_of,
 )
 from nephoran_maintenance.profile import Gate
+from tests.unit.domain import kubernetes_objects
 from tests.unit.domain.kubernetes_objects import at
 
 BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, math.inf)
@@ -156,7 +162,134 @@ def test_verdict(found: list[Sample], more: dict[str, Any], state: str, reason: 
     result = verdict(found[:needed], **more)
     assert (result.state, result.reason) == (state, reason)
     assert verdict(found, **more) == result, "later samples must not change it"
-    assert bool(result.hint) == (state != "open")
+    assert result.component == "rag-api"
+    assert result.hint == "" if state == "open" else result.hint
+
+
+BOTH = {"rag-api-a": 31.0, "rag-api-b": 45.0}
+MESSAGES = [
+    ("open", samples(21), "within the limits over 21 samples"),
+    ("failed at once", samples(2, ratio=0.2),
+     "20.0% of the requests failed, limit 1.2%, in two samples in a row, by more than chance"),
+    ("failed at the end", samples(21, ratio=0.0125), "1.2% of the requests failed, limit 1.2%, over 21 samples"),
+    ("slow", samples(2, seconds=8.0),
+     "the 95th percentile of the answer times is 9.75 s, limit 0.80 s, in two samples in a row, by more than chance"),
+    ("a gap", [*samples(6), *(replace(DOWN, at=at(15 * n)) for n in (6, 7, 8))],
+     "no valid sample for 45 s: Prometheus at 127.0.0.1:9090 does not answer"),
+    ("samples are missing", [*samples(6), sample(9)], "no valid sample for 60 s: samples are missing"),
+    ("the last problem counts",
+     [sample(0), *(replace(one, at=at(15 * n + 15)) for n, one in enumerate(2 * [EMPTY] + 2 * [NO_PODS] + 6 * [DOWN]))],
+     "no valid sample for 45 s: the component has no pod"),
+    ("too few", [replace(one, at=at(15 * n)) for n, one in enumerate(10 * [sample(0), QUIET])],
+     "only 10 of 20 valid samples could be had: no traffic: 20 requests in 60 s, at least 150 are needed"),
+    ("no series", [replace(EMPTY, at=s.at) for s in samples(29)],
+     "only 0 of 20 valid samples could be had: Prometheus has no series of rag-api-a, rag-api-b"),
+    ("not a number", [replace(s, pods=dict.fromkeys(PODS, pod(None))) for s in samples(29)],
+     "only 0 of 20 valid samples could be had: requests or errors of pod rag-api-a, rag-api-b are NaN"),
+    ("no longer scraped", [replace(s, pods=dict.fromkeys(PODS, pod(scraped_seconds_ago=None))) for s in samples(29)],
+     "only 0 of 20 valid samples could be had: Prometheus has no series of pod rag-api-a, rag-api-b"),
+    ("stale", [replace(s, pods={n: pod(scraped_seconds_ago=age) for n, age in BOTH.items()}) for s in samples(29)],
+     "only 0 of 20 valid samples could be had: the newest scrape of pod rag-api-a, rag-api-b is 45 s old"),
+    ("no durations of two of three",
+     [replace(s, planned={**s.planned, "c": LONG_AGO}, pods={**dict.fromkeys(PODS, pod(buckets={})), "c": pod()})
+      for s in samples(29)],
+     "only 0 of 20 valid samples could be had: Prometheus has no durations of pod rag-api-a, rag-api-b"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("found", "message"), [pytest.param(*row[1:], id=row[0]) for row in MESSAGES])
+def test_says_what_was_measured_and_what_was_missing(found: list[Sample], message: str) -> None:
+    assert verdict(found).message == f"rag-api: {message}"
+
+
+def test_a_share_exactly_at_its_limit_is_within_it() -> None:
+    assert verdict(samples(29, ratio=0.05), baseline=NO_BASELINE).state == "open"
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        pytest.param({"pods": {PODS[0]: pod(150.0), PODS[1]: pod(0.0)}}, "open", id="exactly enough requests"),
+        pytest.param({"pods": {PODS[0]: pod(149.0), PODS[1]: pod(0.0)}}, "unknown", id="one request too few"),
+        pytest.param({"pods": dict.fromkeys(PODS, pod(scraped_seconds_ago=30.0))}, "open", id="twice the interval old"),
+        pytest.param(
+            {"pods": {PODS[0]: pod(None, errors=300.0), PODS[1]: pod()}}, "unknown", id="errors of uncounted requests"
+        ),
+        pytest.param(
+            {"pods": {PODS[0]: pod(errors=None), PODS[1]: pod(149.0)}}, "unknown", id="requests of uncounted errors"
+        ),
+    ],
+)
+def test_what_just_counts_and_what_just_does_not(changes: dict[str, Any], state: str) -> None:
+    assert verdict([replace(s, **changes) for s in samples(29)]).state == state
+
+
+@pytest.mark.parametrize(("seconds", "state"), [(59.0, "open"), (60.0, "unknown")])
+def test_a_pod_must_have_series_once_it_is_ready_for_a_window(seconds: float, state: str) -> None:
+    found = [
+        replace(ONE_MISSING, at=s.at, planned={**s.planned, PODS[0]: s.at - timedelta(seconds=seconds)})
+        for s in samples(29)
+    ]
+    assert verdict(found).state == state
+
+
+def test_two_samples_are_in_a_row_when_no_more_than_one_is_missing_between_them() -> None:
+    bad = sample(0, ratio=0.2)
+    assert verdict([bad, replace(bad, at=at(30))]).reason == "error_ratio"
+    assert verdict([bad, replace(bad, at=at(31))]).reason == "gap"
+
+
+def test_the_figures_of_a_closed_gate_are_those_of_the_two_samples() -> None:
+    result = verdict([sample(0), sample(1, ratio=0.2), sample(2, ratio=0.2)])
+    assert (result.figures["error_ratio"], result.figures["samples"]) == (0.2, 3)
+
+
+def test_the_figures_of_an_unknown_gate_are_those_of_its_valid_samples() -> None:
+    result = verdict([*samples(6), *(replace(DOWN, at=at(15 * n)) for n in (6, 7, 8))])
+    assert (result.figures["requests_per_second"], result.figures["error_ratio"]) == (10.0, 0.0)
+    assert (result.figures["samples"], result.figures["valid_samples"]) == (9, 6)
+
+
+def test_figures_are_rounded_for_people() -> None:
+    third = [replace(s, pods=dict.fromkeys(PODS, pod(100.0, 1 / 700))) for s in samples(21)]
+    figures = verdict(third, baseline=Baseline(9000.0, 0.01, 1 / 3)).figures
+    assert (figures["requests_per_second"], figures["error_ratio"]) == (3.33, 0.00143)
+    assert figures["latency_p95_baseline_seconds"] == 0.33333
+
+
+def test_a_verdict_as_plain_data() -> None:
+    found = samples(21)
+    found[9] = instead(found[9], PODS[1], pod(resets=1))
+    result = verdict(found)
+    assert json.loads(json.dumps(result.to_dict())) == {
+        "component": "rag-api",
+        "state": "open",
+        "reason": "within-limits",
+        "message": "rag-api: within the limits over 21 samples",
+        "figures": result.figures,
+        "findings": [result.findings[0].to_dict()],
+        "hint": "",
+    }
+    assert verdict(samples(2, ratio=0.2)).to_dict()["hint"] == verdict(samples(2, ratio=0.2)).hint
+
+
+def test_the_next_sample_is_due_at_its_own_time() -> None:
+    assert recording([]).next_at() == at(0)
+    assert recording(samples(3)).next_at() == at(45)
+
+
+def test_gates_that_belong_together_are_open_when_all_are() -> None:
+    good, bad, young = recording(samples(21)), recording(samples(2, ratio=0.2)), recording(samples(3))
+    assert verdicts_of([]) == []
+    assert verdicts_of([young, good]) is None
+    assert verdicts_of([good, good]) == [decide(good), decide(good)]
+    assert verdicts_of([young, bad, good]) == [decide(bad), decide(good)], "one that is not open decides for all"
+
+
+def test_a_gate_without_samples_is_unknown() -> None:
+    assert unmeasured("rag-api", "no connection") == Verdict(
+        "rag-api", "unknown", "no-answer", "rag-api: no connection"
+    )
 
 
 def test_too_few_requests_are_named_no_traffic() -> None:
@@ -219,6 +352,9 @@ def test_a_counter_reset_on_a_pod_that_stayed_is_a_restart_finding() -> None:
     result = verdict(found)
     assert [finding.object for finding in result.findings] == [f"pod {PODS[1]}"]
     assert at(135).isoformat() in result.findings[0].observed
+    assert (result.findings[0].check, result.findings[0].severity) == ("metrics", "warn")
+    assert result.findings[0].expected
+    assert f"kubectl logs {PODS[1]} --previous" in result.findings[0].hint
     assert result.state == "open"
 
 
@@ -277,6 +413,17 @@ def test_a_baseline_of_too_few_requests_is_none() -> None:
     found = baseline_of({"a": pod(700.0, 0.1), "b": pod(300.0, 0.0), "c": pod(None)}, settings)
     assert (found.requests, found.error_ratio) == (1000.0, 0.07)
     assert found.latency_p95_seconds == pytest.approx(0.2425)
+    assert baseline_of({"a": pod(749.0, 0.1), "b": pod(0.0)}, settings) == Baseline(749.0)
+    assert baseline_of({"a": pod(750.0, 0.1)}, settings).error_ratio == pytest.approx(0.1)
+    assert baseline_of({"a": pod(700.0, errors=None), "b": pod(300.0)}, settings) == Baseline(300.0)
+    assert baseline_of({"a": pod(None, errors=99.0), "b": pod(1000.0)}, settings).error_ratio == 0.0
+    short = Gate(duration_seconds=60, minimum_samples=5)
+    assert baseline_of({"a": pod(150.0, 0.1)}, short).error_ratio == pytest.approx(0.1)
+
+
+def test_a_baseline_counts_requests_to_a_tenth_and_may_know_no_durations() -> None:
+    assert baseline_of({"a": pod(700.06)}, Gate()) == Baseline(700.1)
+    assert baseline_of({"a": pod(1000.06, buckets={})}, Gate()) == Baseline(1000.1, 0.0, None)
 
 
 # -------------------------------------------------------------------------------------------------------- what is kept
@@ -298,6 +445,16 @@ def test_figures_by_pod_from_what_prometheus_answers() -> None:
     assert pods_in(answers(pods)) == pods
     assert pods_in({"requests": [({"pod": "a"}, math.nan), ({}, 3.0)]}) == {"a": PodFigures(None)}
     assert pods_in({"errors": [({"pod": "a"}, 3.0)]}) == {}, "errors without requests are no measurement"
+    stray: list[tuple[dict[str, str], float]] = [({"pod": "a"}, 1.0), ({"le": "1"}, 1.0)]
+    assert pods_in({"requests": [({"pod": "a"}, 2.0)], "duration_buckets": stray}) == {"a": PodFigures(2.0)}
+
+
+def test_pods_that_answer_or_should_since_they_are_ready_or_were_made() -> None:
+    ready = kubernetes_objects.pod("ready", ready=True, created=1, ready_since=9)
+    young = kubernetes_objects.pod("young", created=2, ready_since=9)
+    bare = {"metadata": {"name": "bare", "creationTimestamp": "2026-11-23T10:00:03Z"}}
+    leaving = kubernetes_objects.pod("leaving", ready=True, metadata={"deletionTimestamp": "2026-11-23T10:00:03Z"})
+    assert planned_pods([ready, young, bare, leaving]) == {"ready": at(9), "young": at(2), "bare": at(3)}
 
 
 @pytest.mark.parametrize("found", [pytest.param(row[1], id=row[0]) for row in VERDICTS])
@@ -312,6 +469,7 @@ def test_two_components_share_a_file() -> None:
     one, two = recording(samples(2)), replace(recording(samples(3)), component="llm-processor")
     lines = [head_line(one), head_line(two), *(sample_line(r.component, s) for r in (two, one) for s in r.samples)]
     assert recordings([*lines, head_line(replace(one, begun_at=at(999)))]) == {"rag-api": one, "llm-processor": two}
+    assert recordings([head_line(one)]) == {"rag-api": replace(one, samples=())}
     assert replay("") == {}
 
 
@@ -354,6 +512,8 @@ def test_the_lower_bound_is_wilsons() -> None:
     assert lower_bound(0, 0) == 0.0
     assert lower_bound(0, 600) == pytest.approx(0.0, abs=1e-12)
     assert lower_bound(600, 600) < 1.0
+    assert lower_bound(1, 1) == pytest.approx(0.156, abs=1e-3)
+    assert lower_bound(9, 0) == 0.0
 
 
 def test_a_quantile_is_prometheus_own() -> None:
@@ -361,8 +521,21 @@ def test_a_quantile_is_prometheus_own() -> None:
     assert quantile(buckets, 0.3) == pytest.approx(0.3)
     assert quantile(buckets, 0.05) == pytest.approx(0.05)
     assert quantile(buckets, 0.95) == 1.0, "above the last bound it is the last bound"
+    assert quantile({1.0: 50.0, 2.0: 50.0, 3.0: 100.0, math.inf: 100.0}, 0.5) == 1.0, "the first bucket that holds it"
+    assert quantile({1.0: 0.0, 2.0: 5.0, math.inf: 5.0}, 0.0) == 1.0
+    assert quantile({1.0: 0.5, math.inf: 0.5}, 0.5) == 0.5, "rates may be below one"
     assert math.isnan(quantile({}, 0.95))
     assert math.isnan(quantile({1.0: 0.0, math.inf: 0.0}, 0.95))
+
+
+def test_histograms_add_up_bound_by_bound() -> None:
+    assert added([{1.0: 1.0, 2.0: 5.0}, {1.0: 2.0}, {}]) == {1.0: 3.0, 2.0: 5.0}
+
+
+def test_requests_are_evenly_spread_within_a_bucket() -> None:
+    assert at_most({1.0: 10.0, 2.0: 30.0, math.inf: 40.0}, 0.5) == 5.0
+    assert at_most({1.0: 10.0, 2.0: 30.0, math.inf: 40.0}, 1.5) == 20.0
+    assert at_most({1.0: 10.0, 2.0: 30.0, math.inf: 40.0}, 9.0) == 30.0, "above the last bound they count as slower"
 
 
 @given(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nephoran_maintenance.domain.order import in_order
+from nephoran_maintenance.domain.order import all_needs, in_order
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.profile import Component, WorkloadReference
 
@@ -43,6 +43,7 @@ def test_refuses_a_circle_and_names_it() -> None:
         in_order([component("a", "b"), component("b", "a"), component("c")])
     assert caught.value.reference == "components-need-each-other"
     assert "a, b" in caught.value.message
+    assert "needs" in caught.value.hint
 
 
 @st.composite
@@ -67,3 +68,9 @@ def test_every_component_comes_once_and_after_what_it_needs(listed: list[Compone
 def test_neighbours_only_change_places_for_a_need(listed: list[Component]) -> None:
     ordered = in_order(listed)
     assert names(in_order(ordered)) == names(ordered)
+
+
+def test_all_needs_go_through_other_components() -> None:
+    listed = [component("llm", "rag"), component("bridge"), component("rag", "weaviate"), component("weaviate")]
+    assert all_needs(listed, "llm") == ("rag", "weaviate")
+    assert all_needs(listed, "weaviate") == ()

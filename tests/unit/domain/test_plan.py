@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from typing import Any
 
 import pytest
 
 from nephoran_maintenance.domain.patches import record_before
 from nephoran_maintenance.domain.plan import Change, Plan, difference, plan_hash
-from tests.unit.domain.kubernetes_objects import NEW_IMAGE, OLD_IMAGE, container, deployment, template
+from tests.unit.domain.kubernetes_objects import NEW_IMAGE, OLD_IMAGE, at, container, deployment, template
 
 
 def state(image: str, **changes: Any) -> dict[str, Any]:
@@ -49,6 +51,8 @@ OTHERS = [
     pytest.param(change(digest="sha256:" + "1" * 64), id="another digest"),
     pytest.param(change("llm-processor"), id="another component"),
     pytest.param(change(kind="policy"), id="another kind"),
+    pytest.param(change(criticality="may fail"), id="another criticality"),
+    pytest.param(change(needs=("weaviate",)), id="other needs"),
     pytest.param(change(before=state(OLD_IMAGE, metadata={"uid": "x"})), id="another object of the same name"),
     pytest.param(change(before=state(OLD_IMAGE, spec={"strategy": {"type": "Recreate"}})), id="another strategy"),
 ]
@@ -68,6 +72,26 @@ def test_the_hash_changes_with_order_and_procedure() -> None:
 def test_the_hash_does_not_change_with_what_moves_by_itself() -> None:
     scaled = state(OLD_IMAGE, replicas=5, metadata={"generation": 77})
     assert plan_hash(plan(change(before=scaled, diff="shown differently"))) == plan_hash(plan(change()))
+
+
+def test_the_hash_does_not_change_with_the_order_of_keys() -> None:
+    turned = dict(reversed(state(OLD_IMAGE).items()))
+    assert plan_hash(plan(change(before=turned))) == plan_hash(plan(change()))
+
+
+def test_a_state_may_hold_moments() -> None:
+    """Clients that read an object into Python make moments of its times; JSON has texts."""
+    moment, text = at(0), at(0).isoformat().replace("+00:00", "Z")
+    held, written = (plan(change(before={"template": {"a": value}})) for value in (moment, text))
+    assert plan_hash(held) == plan_hash(written)
+
+
+def test_anybody_can_take_the_hash() -> None:
+    """It is that of the compact JSON with sorted keys; what moves by itself may be missing in a recorded state."""
+    bare = plan(change(before={"template": {"a": 1}}, after={"template": {"a": 2}}, diff=""))
+    content = json.loads(bare.model_dump_json(exclude={"changes": {"__all__": {"diff"}}}))
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert plan_hash(bare) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_taking_the_hash_changes_nothing() -> None:
@@ -90,6 +114,18 @@ def test_shows_exactly_what_differs() -> None:
     changed = [line for line in lines[2:] if line[0] in "+-"]
     assert [line.split()[-2:] for line in changed] == [["image:", OLD_IMAGE], ["image:", NEW_IMAGE]]
     assert [line[0] for line in changed] == ["-", "+"]
+
+
+def test_shows_four_lines_around_what_differs() -> None:
+    before, after = ({"strategy": {}, "template": {f"k{n}": n for n in range(9)}} for _ in range(2))
+    after["template"]["k4"] = "new"
+    shown = difference("rag-api", before, after).splitlines()[3:]
+    assert [line.strip() for line in shown] == [
+        *(f"k{n}: {n}" for n in range(4)),
+        "-  k4: 4",
+        "+  k4: new",
+        *(f"k{n}: {n}" for n in range(5, 9)),
+    ]
 
 
 def test_shows_nothing_where_only_what_moves_by_itself_differs() -> None:

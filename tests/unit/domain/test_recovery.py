@@ -51,6 +51,13 @@ def journal(*steps: Step, good: bool = False, back: bool = False, **changes: Any
     )
 
 
+def alone(step: Step, **changes: Any) -> Journal:
+    """Return a journal whose second component may fail, and is at a step of its own way back."""
+    found = journal("verified", step, **changes)
+    first, second = found.entries
+    return found.model_copy(update={"entries": (first, second.model_copy(update={"criticality": "may fail"}))})
+
+
 def held(by: str, age: float = 0) -> Lease:
     return lease_of(taken(new_lease("n", "ns"), by, "p", timedelta(seconds=60), at(-age)))
 
@@ -100,6 +107,14 @@ TABLE: list[Any] = [
     (journal("verified", "applied"), None, {**OK, "rag-api": "unknown"}, "stop", "rag-api is in no state"),
     (journal("verified", "applied"), None, {**OK, "weaviate": "missing"}, "stop", "weaviate is not in the cluster"),
     (journal("verified", "planned"), None, {**OK, "rag-api": "unknown"}, "undo", "1 of 2"),
+    (alone("rolling-back"), None, {**OK, "rag-api": "between"}, "undo", "1 of 2"),
+    (alone("rolled-back"), None, {**OK, "rag-api": "before"}, "undo", "not everything together"),
+    (alone("rolled-back", good=True), None, {**OK, "rag-api": "before"}, "finish", "but for rag-api, which may fail"),
+    (alone("left-out", good=True), None, {**OK, "rag-api": "before"}, "finish", "but for rag-api"),
+    (alone("rolled-back", good=True), None, OK, "undo", "every change"),
+    (alone("rolled-back", good=True, back=True), None, {**OK, "rag-api": "before"}, "undo", "way back had begun"),
+    (alone("rolled-back", good=True), None, {**OK, "weaviate": "unknown"}, "stop", "weaviate is in no state"),
+    (alone("rolling-back"), None, {**OK, "rag-api": "unknown"}, "stop", "rag-api is in no state"),
 ]  # fmt: skip
 
 
@@ -108,6 +123,19 @@ def test_what_is_decided(found: Journal, lease: Lease | None, conditions: Any, d
     judgement = judge(found, lease, conditions, me=ME, now=at(0))
     assert judgement.decision == decision
     assert reason in judgement.reason
+
+
+def test_names_every_object_that_others_have_changed() -> None:
+    strange: dict[str, Condition] = {"weaviate": "missing", "rag-api": "unknown"}
+    said = "weaviate is not in the cluster, rag-api is in no state that this operation has recorded or intended; "
+    assert judge(journal("verified", "applied"), None, strange, me=ME, now=at(0)).reason.startswith(said)
+    done = journal("verified", "verified", good=True, state="closed", outcome="succeeded")
+    assert judge(done, None, strange, me=ME, now=at(0), back=True).reason.startswith(said)
+
+
+def test_an_operation_that_could_be_finished_is_undone_when_a_person_wants_it() -> None:
+    judgement = judge(journal("verified", "verified", good=True), None, OK, me=ME, now=at(0), back=True)
+    assert (judgement.decision, judgement.reason) == ("undo", "a person wants it undone")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +150,18 @@ def test_what_is_decided(found: Journal, lease: Lease | None, conditions: Any, d
 )
 def test_a_person_may_want_a_closed_operation_undone(outcome: Any, conditions: Any, decision: str) -> None:
     found = journal("verified", "verified", good=True, state="closed", outcome=outcome)
-    assert judge(found, None, conditions, me=ME, now=at(0), back=True).decision == decision
+    judgement = judge(found, None, conditions, me=ME, now=at(0), back=True)
+    assert judgement.decision == decision
+    assert judgement.reason
+    assert judge(found, None, conditions, me=ME, now=at(0)).decision == "leave", "nobody wants it"
+
+
+def test_what_stayed_behind_is_no_matter_of_the_way_back_that_a_person_wants() -> None:
+    found = alone("rolled-back", good=True).model_copy(update={"state": "closed", "outcome": "partly-succeeded"})
+    conditions: dict[str, Condition] = {"weaviate": "intended", "rag-api": "unknown"}
+    assert judge(found, None, conditions, me=ME, now=at(0), back=True).decision == "undo"
+    conditions["weaviate"] = "before"
+    assert judge(found, None, conditions, me=ME, now=at(0), back=True).decision == "stop"
 
 
 STEPS = st.sampled_from(get_args(Step))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nephoran_maintenance.domain.approval import Approval
 from nephoran_maintenance.domain.journal import Journal, JournalEntry, Step, Workload
 from nephoran_maintenance.domain.report import NOT_MEASURED, build_report, overall
 from tests.unit.domain.kubernetes_objects import at
@@ -36,6 +37,10 @@ def how(found: Journal | None, **changes: Any) -> str:
     return overall(found, **{**fields, **changes})
 
 
+def approval(state: Any) -> Approval:
+    return Approval(category="major", needed=1, plan_hash="h", state=state)
+
+
 CASES = [
     pytest.param(journal(entry("verified"), entry("verified", "b")), {}, "succeeded", id="all verified"),
     pytest.param(journal(entry("verified")), {"failed": True}, "failed", id="verified, but a step failed"),
@@ -44,8 +49,33 @@ CASES = [
     pytest.param(journal(entry("applied")), {}, "failed", id="not verified is not succeeded"),
     pytest.param(journal(entry("rolling-back")), {"failed": True}, "failed", id="the way back did not end"),
     pytest.param(journal(entry("planned")), {"failed": True}, "refused", id="stopped before the first change"),
+    pytest.param(
+        journal(entry("verified"), entry("rolled-back", "b", criticality="may fail")),
+        {},
+        "partly-succeeded",
+        id="without one that may fail",
+    ),
+    pytest.param(
+        journal(entry("verified"), entry("rolled-back", "b", criticality="may fail")),
+        {"failed": True},
+        "failed",
+        id="without one that may fail, and another step failed",
+    ),
+    pytest.param(
+        journal(entry("left-out", criticality="may fail")), {"failed": True}, "refused", id="left out, nothing begun"
+    ),
     pytest.param(None, {"failed": True}, "refused", id="stopped before there was a journal"),
     pytest.param(None, {"failed": True, "planned": True, "changes": None}, "refused", id="a plan that failed"),
+    pytest.param(None, {"failed": True, "approval": approval("rejected")}, "not-approved", id="rejected"),
+    pytest.param(None, {"failed": True, "approval": approval("expired")}, "not-approved", id="not approved in time"),
+    pytest.param(None, {"failed": True, "approval": approval("approved")}, "refused", id="approved, then stopped"),
+    pytest.param(None, {"failed": True, "approval": approval("waiting")}, "refused", id="stopped while it waited"),
+    pytest.param(
+        journal(entry("rolled-back")),
+        {"failed": True, "approval": approval("approved")},
+        "rolled-back",
+        id="approved, undone",
+    ),
     pytest.param(None, {"planned": True}, "planned", id="a plan"),
     pytest.param(None, {"changes": 0}, "nothing-to-do", id="nothing to do"),
     pytest.param(None, {"changes": 0, "planned": True}, "nothing-to-do", id="a plan of nothing"),
@@ -118,6 +148,7 @@ def test_a_measured_component_shows_its_figures() -> None:
             "health": "2 of 2 pods answer",
             "policy": None,
             "changed": {"began_at": at(1).isoformat(), "verified_at": at(31).isoformat()},
+            "failure": None,
         }
     ]
 

@@ -106,10 +106,26 @@ def test_an_old_pod_that_is_terminating_does_not_hold_a_deployment_up() -> None:
     assert judge(deployment(), [leaving, pod("new-1", ready=True), pod("new-2", ready=True)]).state == "complete"
 
 
+def test_a_deployment_of_no_stated_size_wants_one_pod() -> None:
+    verdict = judge(deployment(replicas=1, spec={"replicas": None}), [pod("new-1", ready=True)])
+    assert (verdict.state, verdict.progress) == ("complete", "1 of 1 updated, 1 ready")
+    assert judge(deployment(replicas=1, status={"availableReplicas": None}), []).state == "progressing"
+
+
+def test_a_generation_that_is_not_stated_is_the_first_one_of_all() -> None:
+    first = deployment(metadata={"generation": 1}, status={"observedGeneration": None})
+    assert judge(first, []).state == "progressing"
+    assert judge(deployment(metadata={"generation": None}, status={"observedGeneration": None}), []).state == "complete"
+
+
 def test_a_daemon_set_is_complete_when_every_node_has_a_new_available_pod() -> None:
     assert judge(daemon_set(), []).state == "complete"
     assert judge(daemon_set(updatedNumberScheduled=1), []).state == "progressing"
     assert judge(daemon_set(numberAvailable=1), []).state == "progressing"
+    assert judge(daemon_set(desired=1, numberAvailable=None), []).state == "progressing"
+    assert judge(daemon_set(desired=1, updatedNumberScheduled=None), []).progress == "0 of 1 updated, 0 ready"
+    nothing = {"desiredNumberScheduled": None, "updatedNumberScheduled": None, "numberAvailable": None}
+    assert judge(daemon_set(**nothing), []).state == "complete"
 
 
 def replicas(*revisions: str, ready: bool = True) -> list[dict[str, Any]]:
@@ -133,6 +149,7 @@ NEW, OLD = "weaviate-new", "weaviate-old"
         pytest.param((OLD, OLD, OLD), 3, 3, "complete", id="nothing is asked for"),
         pytest.param((OLD, NEW, OLD), 1, 3, "complete", id="those above are held back by the partition"),
         pytest.param((OLD, OLD, NEW), 1, 3, "progressing", id="the ordinal itself counts even when held back"),
+        pytest.param((OLD, NEW, OLD), 1, 2, "progressing", id="the first one that the partition releases is old"),
         pytest.param((OLD, NEW), None, 0, "progressing", id="a pod is missing"),
     ],
 )
@@ -168,11 +185,67 @@ def test_ready_for_less_than_min_ready_seconds_is_not_available() -> None:
     workload = stateful_set(spec={"minReadySeconds": 30})
     assert judge(workload, replicas(NEW, NEW, NEW), now=20).state == "progressing"
     assert judge(workload, replicas(NEW, NEW, NEW), now=31).state == "complete"
+    assert judge(stateful_set(), replicas(NEW, NEW, NEW), now=1).state == "complete", "no time is asked for"
 
 
 def test_pods_of_another_owner_with_the_same_labels_do_not_count() -> None:
     job = pod("job-1", revision="new", owner="Job", statuses=[waiting("InvalidImageName")])
     assert judge(deployment(status=ROLLING), surge(job)).state == "progressing"
+
+
+# ------------------------------------------------------------------------------------------------- what a verdict says
+
+
+def test_says_how_far_it_is_and_what_it_waits_for() -> None:
+    assert judge(deployment(status=ROLLING), surge(pod("new-1"))) == RolloutVerdict(
+        "progressing",
+        "pod new-1 runs and is not ready",
+        "1 of 2 updated, 0 ready, 2 old",
+        "observed=True updated=1 scheduled=1 started=1 ready=0 available=0 old=2 leaving=0",
+        None,
+        "new-1",
+        at(61),
+    )
+
+
+def test_counts_each_pod_once_at_each_stage() -> None:
+    leaving = old("old-1", metadata={"deletionTimestamp": stamp(5)})
+    evicted = old("old-3", status={"phase": "Failed"})
+    verdict = judge(
+        deployment(status=ROLLING), [leaving, old("old-2"), evicted, pod("new-1", ready=True), pod("new-2")]
+    )
+    assert verdict.progress == "1 of 2 updated, 1 ready, 1 old"
+    assert verdict.fingerprint == ("observed=True updated=1 scheduled=2 started=2 ready=1 available=1 old=1 leaving=1")
+
+
+def test_a_verdict_at_the_end_has_progress_and_fingerprint_too() -> None:
+    done = judge(deployment(), [pod("new-1", ready=True), pod("new-2", ready=True)])
+    assert (done.message, done.progress) == ("2 of 2 updated, 2 ready", "2 of 2 updated, 2 ready")
+    assert done.fingerprint.startswith("observed=True updated=2")
+    failed = judge(deployment(status=ROLLING), surge(pod("new-1", statuses=[waiting("InvalidImageName")])))
+    assert failed.progress == "1 of 2 updated, 0 ready, 2 old"
+    assert failed.fingerprint.startswith("observed=True updated=1")
+
+
+def test_what_it_waits_for() -> None:
+    def message(*new: dict[str, Any], events: tuple[dict[str, Any], ...] = (), **status: Any) -> str:
+        return judge(deployment(status={**ROLLING, **status}), surge(*new), list(events)).message
+
+    assert message(updatedReplicas=0) == "0 of 2 updated, 0 ready, 2 old"
+    assert message(unscheduled()) == "pod new-1 is not scheduled: 0/1 nodes are available: 1 Insufficient cpu."
+    assert message(pod("new-1", statuses=[])) == "pod new-1 is starting"
+    said = event("Unhealthy", "Readiness probe failed: 503")
+    assert message(pod("new-1"), events=(said,)) == "pod new-1 runs and is not ready: Readiness probe failed: 503"
+    assert message(pod("new-a", created=9), pod("new-b", created=1)) == "pod new-b runs and is not ready", "the oldest"
+
+
+def test_before_the_controller_has_seen_the_change_nothing_is_updated() -> None:
+    unseen = judge(deployment(status={"observedGeneration": 1}), [pod("new-1", ready=True)])
+    assert unseen.progress == "0 of 2 updated, 0 ready"
+
+
+def test_the_pods_of_a_stateful_set_that_stay_are_not_called_old() -> None:
+    assert judge(stateful_set(), replicas(OLD, OLD, NEW)).progress == "1 of 3 updated, 1 ready"
 
 
 # -------------------------------------------------------------------------------------------------------- image pulling
@@ -495,6 +568,33 @@ def test_a_stateful_set_that_may_not_create_its_pod_fails_by_its_events() -> Non
     assert judge(stateful_set(), pods, [{**once, "count": 2}], ordinal=2).cause == Cause.QUOTA
 
 
+def test_a_refusal_counts_until_the_same_controller_has_created_a_pod_later() -> None:
+    def cause(*others: dict[str, Any], refusal: dict[str, Any] | None = None) -> Cause | None:
+        text = f"create Pod weaviate-2 in StatefulSet weaviate failed error: {QUOTA}"
+        twice = event("FailedCreate", text, about="weaviate", kind="StatefulSet", count=2, last=3)
+        return judge(stateful_set(), replicas(OLD, OLD), [refusal or twice, *others], ordinal=2).cause
+
+    def created(about: str = "weaviate", kind: str = "StatefulSet", first: float = 4) -> dict[str, Any]:
+        return event("SuccessfulCreate", "create Pod", about=about, kind=kind, first=first)
+
+    assert cause(created()) is None
+    assert cause(created(first=3)) == Cause.QUOTA
+    assert cause(created(about="other")) == Cause.QUOTA
+    assert cause(created(kind="Pod")) == Cause.QUOTA
+    assert cause(event("Other", "something else", about="weaviate", kind="StatefulSet", first=9)) == Cause.QUOTA
+    assert cause(refusal=event("FailedCreate", QUOTA, about="weaviate-2", count=9)) is None
+    assert cause(refusal=event("Other", QUOTA, about="weaviate", kind="StatefulSet", count=9)) is None
+
+
+def test_a_deployment_is_refused_only_while_its_controller_says_so() -> None:
+    assert judge(deployment(status=ROLLING), surge(), [refused(count=9)]).state == "progressing"
+
+
+def test_a_refusal_is_no_failure_when_no_pod_is_missing() -> None:
+    status = {**replica_failure(QUOTA), "updatedReplicas": 2, "availableReplicas": 1}
+    assert judge(deployment(status=status), [pod("new-1")], [refused(count=9)], now=40).state == "progressing"
+
+
 def test_a_volume_that_can_not_be_mounted_for_a_minute_fails() -> None:
     starting = pod("new-1", statuses=[waiting("ContainerCreating")])
     text = 'MountVolume.SetUp failed for volume "config": secret "x" not found'
@@ -567,6 +667,72 @@ def test_the_deadline_of_the_rollout_before_does_not_fail_the_next(updated: floa
     assert judge(deployment(status=late(updated)), surge(pod("new-1")), now=now).state == "progressing"
 
 
+@pytest.mark.parametrize(("now", "state"), [(54, "progressing"), (55, "failed")])
+def test_the_controllers_word_counts_a_little_before_the_deadline_is_over_here(now: float, state: str) -> None:
+    assert judge(deployment(status=late(now)), surge(pod("new-1")), now=now).state == state
+
+
+def test_a_paused_deployment_is_never_late() -> None:
+    assert judge(deployment(status=late(), spec={"paused": True}), surge(pod("new-1")), now=99).state == "progressing"
+
+
+def test_one_restart_is_no_crash_at_the_deadline_either() -> None:
+    once = pod("new-1", statuses=[running(restarts=1, last=ended())])
+    assert judge(deployment(status=late()), surge(once), now=62).cause == Cause.FAILING_PROBE
+
+
+def test_a_workload_has_its_own_progress_deadline() -> None:
+    workload = deployment(status=ROLLING, spec={"progressDeadlineSeconds": 120})
+    assert judge(workload, surge(pod("new-1", created=1))).deadline_at == at(121)
+
+
+@pytest.mark.parametrize(
+    ("updated", "deadline"),
+    [
+        pytest.param(-30, 65, id="from before the change: the newest pod counts"),
+        pytest.param(-3, 65, id="just before the change"),
+        pytest.param(-2, 60, id="from the second of the change: never before it"),
+        pytest.param(7, 67, id="of this rollout"),
+    ],
+)
+def test_the_deadline_counts_from_the_last_progress(updated: float, deadline: float) -> None:
+    status = {**ROLLING, "conditions": [progressing("ReplicaSetUpdated", updated)]}
+    assert judge(deployment(status=status), surge(pod("new-1", created=5))).deadline_at == at(deadline)
+
+
+STARTUP = {"startupProbe": {"periodSeconds": 10, "failureThreshold": 30}}
+ALLOWED = [
+    # the containers of the pod, their statuses (None: one that runs since second 2), until when it may take
+    ([{"startupProbe": {"httpGet": {}}}], None, 2 + 30),
+    ([{"startupProbe": {"initialDelaySeconds": 7, "periodSeconds": 4, "failureThreshold": 5}}], None, 2 + 27),
+    ([{"readinessProbe": {"httpGet": {}}}], None, 2 + 11),
+    ([{"readinessProbe": {"initialDelaySeconds": 7, "periodSeconds": 4, "successThreshold": 3, "timeoutSeconds": 2}}],
+     None, 2 + 21),
+    ([{"startupProbe": {"httpGet": {}}, "readinessProbe": {"httpGet": {}}}], None, 2 + 41),
+    ([{"startupProbe": {"httpGet": {}}}, STARTUP], None, 2 + 300),
+    ([STARTUP], [waiting("ContainerCreating")], 1 + 300),
+    ([STARTUP], [running(restarts=1)], 1 + 300),
+    ([{}], None, 2 + 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("containers", "statuses", "until"),
+    ALLOWED,
+    ids=["startup-defaults", "startup", "readiness-defaults", "readiness", "one-after-the-other", "the-slowest",
+         "counted-from-the-pod", "not-from-a-restart", "no-probe"],
+)  # fmt: skip
+@pytest.mark.parametrize("where", ["containers", "initContainers"])
+def test_a_pod_is_not_late_while_its_own_probes_allow_it(
+    where: str, containers: list[dict[str, Any]], statuses: list[dict[str, Any]] | None, until: float
+) -> None:
+    made = template(container(readinessProbe=None))
+    made["spec"][where] = [{"name": f"c{n}", **fields} for n, fields in enumerate(containers)]
+    starting = pod("new-1", pod_template=made, statuses=statuses)
+    workload = deployment(pod_template=made, status=ROLLING, spec={"progressDeadlineSeconds": 0})
+    assert judge(workload, surge(starting), image=None, now=1).deadline_at == at(until)
+
+
 def test_a_slow_start_passes_as_long_as_the_startup_probe_allows_it() -> None:
     slow = template(container(startupProbe={"periodSeconds": 10, "failureThreshold": 30}))
     starting = pod("new-1", pod_template=slow)
@@ -593,7 +759,8 @@ def test_each_ready_pod_of_a_stateful_set_moves_its_deadline() -> None:
     pods = replicas(OLD, OLD, NEW)
     pods[2]["status"]["conditions"][1]["lastTransitionTime"] = stamp(50)
     assert judge(stateful_set(), pods, now=109, ordinal=1).state == "progressing"
-    assert judge(stateful_set(), pods, now=110, ordinal=1).cause == Cause.PROGRESS_DEADLINE
+    verdict = judge(stateful_set(), pods, now=110, ordinal=1)
+    assert (verdict.cause, verdict.message) == (Cause.PROGRESS_DEADLINE, "1 of 2 updated, 1 ready after 0:01:00")
 
 
 def test_a_replica_that_leaves_within_its_grace_period_moves_the_deadline_too() -> None:
@@ -642,8 +809,9 @@ def test_an_image_that_somebody_else_has_put_in_the_template_ends_the_wait() -> 
     other = deployment(pod_template=template(container(image="registry:5000/nephoran/rag-api:v9")))
     verdict = judge(other, [])
     assert verdict.cause == Cause.SUPERSEDED
-    assert "v9" in verdict.message
-    assert NEW_IMAGE in verdict.message
+    assert verdict.message == (
+        f"Deployment rag-api: container rag-api has the image registry:5000/nephoran/rag-api:v9, expected {NEW_IMAGE}"
+    )
 
 
 def test_a_container_that_is_gone_from_the_template_ends_the_wait() -> None:
@@ -658,7 +826,7 @@ def test_a_container_that_is_gone_from_the_template_ends_the_wait() -> None:
         progressed_at=SINCE,
         no_progress_limit=timedelta(seconds=600),
     )
-    assert verdict.cause == Cause.SUPERSEDED
+    assert (verdict.cause, verdict.message) == (Cause.SUPERSEDED, "Deployment rag-api has no container 'other'")
 
 
 # ------------------------------------------------------------------------------------------ which pods are the new ones

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nephoran_maintenance.domain.stepping import Move, is_ready, next_move, ordinal_of, partition_of, with_partition
+from nephoran_maintenance.domain.stepping import (
+    Move,
+    alive,
+    is_ready,
+    next_move,
+    ordinal_of,
+    partition_of,
+    with_partition,
+)
 from tests.unit.domain.kubernetes_objects import deployment, pod, stamp, stateful_set
 
 NEW, OLD = "weaviate-new", "weaviate-old"
@@ -40,7 +48,24 @@ def test_a_stateful_set_is_patched_with_every_ordinal_held_back() -> None:
 
 def test_waits_until_the_controller_has_seen_the_patch() -> None:
     unseen = stateful_set(partition=3, status={"observedGeneration": 1, "updateRevision": OLD})
-    assert move(unseen, replicas(OLD, OLD, OLD), strategy=False).action == "wait"
+    assert move(unseen, replicas(OLD, OLD, OLD), strategy=False) == Move("wait", 3)
+    above = stateful_set(replicas=2, spec={"ordinals": {"start": 5}}, status={"observedGeneration": 1})
+    assert move(above, [], strategy=False) == Move("wait", 7)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "status", "expected"),
+    [
+        pytest.param({}, {}, Move("wait", 0), id="nothing is known"),
+        pytest.param({"generation": 1}, {}, Move("wait", 1), id="the controller has seen nothing yet"),
+        pytest.param({}, {"observedGeneration": 0}, Move("wait", 0), id="no generation is none unseen"),
+    ],
+)
+def test_what_an_object_does_not_say_has_kubernetes_default(
+    metadata: dict[str, Any], status: dict[str, Any], expected: Move
+) -> None:
+    bare = {"kind": "StatefulSet", "metadata": metadata, "spec": {}}
+    assert move(bare | ({"status": status} if status else {}), []) == expected
 
 
 STEPS = [
@@ -54,6 +79,8 @@ STEPS = [
     pytest.param(3, (OLD, OLD, OLD), (2,), Move("open", 2, 2), id="a broken old pod held back is opened first"),
     pytest.param(0, (OLD, NEW, NEW), (), Move("wait", 0), id="a partition left at zero by a dead run"),
     pytest.param(3, (NEW, OLD, NEW), (), Move("open", 1, 1), id="a run that died in between"),
+    pytest.param(1, (OLD, NEW, NEW), (1, 2), Move("wait", 2), id="the highest of two that start"),
+    pytest.param(3, (OLD, NEW, OLD), (1,), Move("wait", 1), id="one that starts below the partition"),
 ]
 
 
@@ -70,6 +97,12 @@ def test_a_missing_and_a_terminating_pod_are_waited_for() -> None:
     pods = replicas(OLD, OLD, OLD)
     pods[2]["metadata"]["deletionTimestamp"] = stamp(1)
     assert move(stateful_set(partition=2), pods, strategy=False) == Move("wait", 2)
+
+
+def test_a_pod_without_labels_is_an_old_one() -> None:
+    pods = replicas(OLD, OLD, OLD)
+    del pods[2]["metadata"]["labels"]
+    assert move(stateful_set(partition=3), pods, strategy=False) == Move("open", 2, 2)
 
 
 def test_is_done_when_the_intended_strategy_is_back() -> None:
@@ -89,12 +122,25 @@ def test_a_partition_changes_nothing_else_of_a_strategy() -> None:
 def test_reads_partition_and_ordinal() -> None:
     assert partition_of(stateful_set(partition=2)) == 2
     assert partition_of({"spec": {"updateStrategy": {"type": "OnDelete"}}}) == 0
+    assert partition_of({"spec": {}}) == 0
     assert ordinal_of(pod("weaviate-prod-12")) == 12
 
 
 def test_a_pod_on_its_way_out_is_not_ready() -> None:
     assert is_ready(pod("a", ready=True))
     assert not is_ready(pod("a", ready=True, metadata={"deletionTimestamp": stamp(1)}))
+    assert not is_ready({"metadata": {"name": "a"}})
+    assert not is_ready({"metadata": {"name": "a"}, "status": {}})
+
+
+def test_pods_that_have_ended_or_are_on_their_way_out_do_not_count() -> None:
+    counting = [pod("a", ready=True), pod("b"), {"metadata": {"name": "c"}}, {"metadata": {}, "status": None}]
+    gone = [
+        pod("d", metadata={"deletionTimestamp": stamp(1)}),
+        pod("e", status={"phase": "Succeeded"}),
+        pod("f", status={"phase": "Failed"}),
+    ]
+    assert alive([*gone, *counting]) == counting
 
 
 WAY_BACK = [
@@ -133,6 +179,9 @@ def test_ordinals_may_start_above_zero() -> None:
     pods = [pod(f"weaviate-{n}", revision=OLD, label="controller-revision-hash", ready=True) for n in (5, 6)]
     assert move(workload, pods, strategy=False) == Move("open", 6, 1)
     assert move(workload, pods, template=False) == Move("patch", partition=2)
+    done = stateful_set(replicas=2, spec={"ordinals": {"start": 5}})
+    pods = [pod(f"weaviate-{n}", revision=NEW, label="controller-revision-hash", ready=True) for n in (5, 6)]
+    assert move(done, pods) == Move("done")
 
 
 class Controller:

@@ -13,12 +13,13 @@ from nephoran_maintenance.domain.upgrade import (
     UpgradeRequest,
     check_target,
     permissions_for,
+    recovery_permissions_for,
     requested_components,
     requested_image,
     version_of_image,
 )
 from nephoran_maintenance.errors import PermanentError
-from nephoran_maintenance.profile import Component, WorkloadReference, load_profile
+from nephoran_maintenance.profile import Component, VantagePoint, WorkloadReference, load_profile
 from nephoran_maintenance.settings import PROJECT_ROOT
 
 PROFILE = load_profile(PROJECT_ROOT / "include" / "profiles" / "nephoran.yaml")
@@ -63,6 +64,8 @@ def test_an_image_for_an_unknown_component_is_refused() -> None:
 def test_an_image_for_a_component_that_is_not_chosen_is_refused() -> None:
     error = refusal(requested_components, request(images={"weaviate": "v1"}), PROFILE)
     assert error.reference == "image-for-unchosen-component"
+    two = refusal(requested_components, request(images={"weaviate": "v1", "llm-processor": "v1"}), PROFILE)
+    assert "llm-processor, weaviate" in two.message
 
 
 @pytest.mark.parametrize("version", [None, ""])
@@ -72,6 +75,8 @@ def test_a_request_for_nothing_is_refused(version: str | None) -> None:
     assert error.reference == "nothing-requested"
     assert "llm-processor" in error.message
     assert "rag-api" not in error.message
+    both = refusal(requested_components, request(components=two.components, version=version), PROFILE)
+    assert "rag-api, llm-processor" in both.message
 
 
 def test_an_image_for_every_component_needs_no_version() -> None:
@@ -99,10 +104,20 @@ def test_the_profiles_repository_wins_over_the_running_one() -> None:
     assert str(found) == "registry.example/rag:v2"
 
 
-@pytest.mark.parametrize("wanted", ["latest", "main", "other/rag", "other/rag:latest"])
-def test_a_tag_that_moves_is_refused(wanted: str) -> None:
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        ("latest", f"{RAG}:latest has a tag that moves"),
+        ("main", f"{RAG}:main has a tag that moves"),
+        ("other/rag", "other/rag has no tag"),
+        ("other/rag:latest", "other/rag:latest has a tag that moves"),
+    ],
+)
+def test_a_tag_that_moves_is_refused(wanted: str, why: str) -> None:
     error = refusal(requested_image, request(images={"rag-api": wanted}), component(), f"{RAG}:v1")
     assert error.reference == "image-tag-mutable"
+    assert why in error.message
+    assert error.context == {"component": "rag-api"}
 
 
 def test_a_tag_that_moves_is_welcome_with_a_digest() -> None:
@@ -150,6 +165,7 @@ def test_an_image_that_the_registry_does_not_have_is_refused() -> None:
     error = refusal(check_target, request(), component(), running(), target(digest=None))
     assert error.reference == "image-missing"
     assert f"{RAG}:v2" in error.message
+    assert error.context == {"component": "rag-api"}
 
 
 def test_a_downgrade_that_was_not_asked_for_is_refused() -> None:
@@ -157,6 +173,8 @@ def test_a_downgrade_that_was_not_asked_for_is_refused() -> None:
     error = refusal(check_target, request(), component(), back, target())
     assert error.reference == "downgrade-refused"
     assert "allow_downgrade" in error.hint
+    assert "rag-api: v2 is older than the running v3" in error.message
+    assert error.context == {"component": "rag-api"}
     assert check_target(request(allow_downgrade=True), component(), back, target())
 
 
@@ -195,6 +213,10 @@ def test_weaviate_goes_nowhere_that_it_may_not_come_back_from(
         check_weaviate(now, wanted, allow_downgrade=True)
     assert caught.value.reference == reference
     assert caught.value.hint
+    assert caught.value.message.startswith("weaviate: ")
+    assert str(now) in caught.value.message
+    assert str(wanted) in caught.value.message
+    assert caught.value.context == {"component": "weaviate", "running": now, "target": wanted}
 
 
 @pytest.mark.parametrize(
@@ -219,6 +241,76 @@ def test_a_procedure_that_only_reads_asks_for_nothing_that_changes() -> None:
     asked = permissions_for(PROFILE, ["nephoran.com"], changing=False)
     changing = {"patch", "update", "create", "delete"}
     assert {a["resource"] for a in asked if a["verb"] in changing} <= {"pods/portforward"}
+
+
+READS = {
+    "list pods": {""},
+    "list events": {"nephoran-system"},
+    "list persistentvolumeclaims": {"nephoran-system"},
+    "list resourcequotas": {"nephoran-system"},
+    "list apps/deployments": {"nephoran-system"},
+    "list apps/statefulsets": {"nephoran-system"},
+    "list apps/daemonsets": {"nephoran-system"},
+    "list policy/poddisruptionbudgets": {"nephoran-system"},
+    "list autoscaling/horizontalpodautoscalers": {"nephoran-system"},
+    "list nodes": {""},
+    "list configmaps": {"nephoran-maintenance"},
+    "list nephoran.com/networkintents": {""},
+    "list apiextensions.k8s.io/customresourcedefinitions": {""},
+    "get pods/log": {"nephoran-system"},
+    "get pods/proxy": {"nephoran-system"},
+    "create pods/portforward": {"nephoran-system"},
+}
+"""What a procedure asks for, and in which namespaces; an empty one is the whole cluster."""
+RECOVERS = {
+    **{
+        f"{verb} apps/{resource}": {"nephoran-system"}
+        for verb in ("get", "patch")
+        for resource in ("deployments", "statefulsets", "daemonsets")
+    },
+    "list pods": {"nephoran-system"},
+    "delete pods": {"nephoran-system"},
+    "get pods/proxy": {"nephoran-system"},
+    "list apiextensions.k8s.io/customresourcedefinitions": {""},
+    "get nephoran.com/networkintents": {"tests"},
+    "delete nephoran.com/networkintents": {"tests"},
+    **{
+        f"{verb} configmaps": {"nephoran-maintenance"}
+        for verb in ("get", "list", "create", "update", "patch", "delete")
+    },
+    **{f"{verb} coordination.k8s.io/leases": {"nephoran-maintenance"} for verb in ("get", "create", "update")},
+}
+CHANGES = {
+    **READS,
+    **RECOVERS,
+    "list pods": {"", "nephoran-system"},
+    "create nephoran.com/networkintents": {"tests"},
+}
+WITH_TESTS = PROFILE.model_copy(update={"intents": PROFILE.intents.model_copy(update={"test_namespace": "tests"})})
+
+
+def rights(asked: list[dict[str, Any]]) -> dict[str, set[str]]:
+    """Return the namespaces by verb, group and resource; the keys must be those of a SelfSubjectAccessReview."""
+    found: dict[str, set[str]] = {}
+    for access in asked:
+        assert set(access) <= {"verb", "group", "resource", "namespace"}
+        group = access.get("group") or ""
+        resource = f"{group}/{access['resource']}" if group else access["resource"]
+        found.setdefault(f"{access['verb']} {resource}", set()).add(access.get("namespace", ""))
+    return found
+
+
+def test_asks_for_exactly_what_it_does() -> None:
+    groups = ["nephoran.com"]
+    assert rights(permissions_for(WITH_TESTS, groups, changing=False)) == READS
+    assert rights(permissions_for(WITH_TESTS, groups, changing=True)) == CHANGES
+    assert rights(recovery_permissions_for(WITH_TESTS, groups)) == RECOVERS
+
+
+def test_asks_for_a_job_only_where_dependencies_are_looked_at_from_inside() -> None:
+    inside = WITH_TESTS.model_copy(update={"vantage_point": VantagePoint(image="r/curl:1")})
+    jobs = {"create batch/jobs": {"nephoran-system"}, "delete batch/jobs": {"nephoran-system"}}
+    assert rights(permissions_for(inside, ["nephoran.com"], changing=False)) == READS | jobs
 
 
 def test_a_procedure_that_changes_asks_for_each_right_once() -> None:

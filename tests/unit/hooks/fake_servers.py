@@ -65,10 +65,7 @@ class Server:
 
             def handle(self) -> None:
                 while (request := self.receive()) is not None:
-                    server.received.append(request)
-                    reply = server.answer(request)
-                    if reply.before:
-                        reply.before()
+                    reply = server.reply_to(request)
                     if reply.hang_up and reply.body is None:
                         return
                     self.send(reply, with_body=request.method != "HEAD")
@@ -113,6 +110,14 @@ class Server:
 
         self._server = Listener(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+
+    def reply_to(self, request: Received) -> Reply:
+        """Note a request and return what it is answered."""
+        self.received.append(request)
+        reply = self.answer(request)
+        if reply.before:
+            reply.before()
+        return reply
 
     @property
     def port(self) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from lab.airflow import PROCESSES
 from lab.airflow_access import connections, for_lab
-from lab.airflow_settings import AirflowInstance
+from lab.airflow_settings import LOGINS, AirflowInstance
 from lab.config import LabConfig
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -110,4 +110,19 @@ def test_profile_for_a_lab_keeps_everything_but_addresses(config: LabConfig) -> 
     assert changed["probe"]["url"].startswith("http://10.202.")
     assert changed["probe"]["rate_per_second"] == original["probe"]["rate_per_second"]
     replaced = {key for key in original if original[key] != changed[key]}
-    assert replaced <= {"probe", "dependencies", "registry", "reports", "components"}
+    assert replaced <= {"probe", "dependencies", "registry", "reports", "components", "approvers"}
+
+
+def test_a_run_in_a_lab_waits_for_nobody_unless_its_category_asks_for_it(config: LabConfig) -> None:
+    import yaml
+
+    from nephoran_maintenance.domain.approval import check_rule, rule_for
+    from nephoran_maintenance.profile import SystemProfile
+
+    original = yaml.safe_load((Path(__file__).parents[3] / "include/profiles/nephoran.yaml").read_text())
+    profile = SystemProfile.model_validate(for_lab(original, config))
+    assert set(profile.approvers) <= set(LOGINS)
+    assert rule_for(profile, "minor", "admin").needed == 0
+    rule = rule_for(profile, "emergency", "admin")
+    check_rule(rule)
+    assert rule.may_approve() == ("approver-1", "approver-2")

@@ -11,11 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+import urllib3
 import yaml
 
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-home-"))
@@ -24,6 +28,7 @@ os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
 from nephoran_maintenance.domain.findings import Finding
 from nephoran_maintenance.domain.journal import Journal, from_config_map
 from nephoran_maintenance.domain.lease import FENCE
+from nephoran_maintenance.hooks import connections, image_registry, prometheus_api, weaviate_api
 from nephoran_maintenance.hooks.cluster import ClusterHook
 from nephoran_maintenance.settings import PROJECT_ROOT
 from nephoran_maintenance.triggers.base import PollingTrigger
@@ -35,6 +40,8 @@ COMPONENTS = ["weaviate", "rag-api", "llm-processor"]
 
 
 Step = Callable[[Any, Any], Any]
+SHAPES: dict[str, dict[str, Any]] = {}
+"""The procedure by what may fail in it; to read it takes longer than to run it."""
 
 
 def changes_spec(request: Received) -> bool:
@@ -49,6 +56,44 @@ def no_findings(step: Any, context: Any) -> list[dict[str, Any]]:
     return [Finding(subject, "pass", "the system", "good", "good").to_dict()]
 
 
+@dataclass(frozen=True)
+class Question:
+    """What a step has asked in Airflow's required actions."""
+
+    step: str
+    options: list[str]
+    subject: str
+    body: str
+
+
+class Persons:
+    """Those who answer the questions of a run, in the order of their answers: who, what, and after how long."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[str | None, str]] = []
+        self.questions: list[Question] = []
+
+    def ask(self, *, ti_id: str, options: list[str], params: dict[str, Any], subject: str, body: str) -> None:
+        assert params == {}
+        self.questions.append(Question(ti_id, options, subject, body))
+
+    def answer(self, step: str) -> dict[str, Any]:
+        """Return the event of the next answer: ``approve`` and ``reject`` are the options, ``nobody`` is the end of time."""
+        who, what = self.answers.pop(0)
+        question = self.questions[-1]
+        assert question.step == step
+        if what == "nobody":
+            return {"error": "the response timeout has passed", "error_type": "timeout"}
+        options = dict(zip(("approve", "reject"), question.options, strict=True))
+        return {
+            "chosen_options": [options.get(what, what)],
+            "params_input": {},
+            "responded_at": datetime.now(UTC),
+            "responded_by_user": None if who is None else {"id": f"id of {who}", "name": who},
+            "timedout": False,
+        }
+
+
 @dataclass
 class System:
     """The system under test and what was asked of it."""
@@ -58,6 +103,7 @@ class System:
     server: Server
     profile_path: Path
     dags: dict[str, Any]
+    persons: Persons
 
     def push(self, tag: str, *names: str) -> None:
         """Push an image of each component."""
@@ -77,7 +123,9 @@ class System:
         dag = self.dags["rolling_upgrade"]
         passed = {t: no_findings for t in dag.task_ids if t.startswith("preflight.check_")}
         given = {"mode": "apply", "components": COMPONENTS, "version": "v2", **params}
-        return DagRunner(dag, given, replaced={**passed, **(replaced or {})}, run_id=run_id).run()
+        return DagRunner(
+            dag, given, replaced={**passed, **(replaced or {})}, run_id=run_id, answer=self.persons.answer
+        ).run()
 
     def with_probe(self) -> None:
         """Have the traffic measured; most tests don't, because it takes time."""
@@ -90,9 +138,33 @@ class System:
         self.edit_profile(lambda data: data["gate"].update({**fast, **settings}))
         self.outside.prometheus.age = 0.0
 
+    def allow_to_fail(self, *names: str, **needs: list[str]) -> None:
+        """Let components fail, with what else they need, and read the procedure again: its steps depend on it."""
+        from airflow.dag_processing.dagbag import DagBag
+
+        def change(data: dict[str, Any]) -> None:
+            for component in data["components"]:
+                component["needs"] = needs.get(component["name"].replace("-", "_"), component.get("needs", []))
+                if component["name"] in names:
+                    component["criticality"] = "may fail"
+
+        self.edit_profile(change)
+        shape = json.dumps([names, needs])
+        if shape not in SHAPES:
+            found = DagBag(dag_folder=str(PROJECT_ROOT / "dags" / "rolling_upgrade.py"), load_op_links=False)
+            assert not found.import_errors, found.import_errors
+            SHAPES[shape] = dict(found.dags)
+        self.dags = {**self.dags, **SHAPES[shape]}
+
+    def quarantine(self) -> dict[str, dict[str, Any]]:
+        """Return by component what the quarantine says of its version; of each there is at most one."""
+        data = self.cluster.objects.get(f"{JOURNALS}/quarantine-nephoran", {}).get("data", {})
+        return {version["component"]: version for version in map(json.loads, data.values())}
+
     def journal(self) -> Journal:
         """Return the only journal."""
-        stored = [found for path, found in self.cluster.objects.items() if path.startswith(JOURNALS)]
+        maps = [found for path, found in self.cluster.objects.items() if path.startswith(JOURNALS)]
+        stored = [found for found in maps if "journal.json" in found["data"]]
         assert len(stored) == 1
         return from_config_map(stored[0])
 
@@ -154,16 +226,18 @@ def system(dags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 self.get("Pod", pod, namespace)
                 yield around.url
 
-            # Every step makes its client anew, which takes longer than what it asks.
-            new_client = ClusterHook._new_api_client
+            # Every step reads its connection and makes its client anew, which takes longer than what it asks.
+            new_client, read_connection = ClusterHook._new_api_client, cache(connections.read_connection)
+            for module in (connections, image_registry, prometheus_api, weaviate_api):
+                monkeypatch.setattr(module, "read_connection", read_connection)
             clients: dict[str, Any] = {}
 
             def api_client(self: ClusterHook) -> Any:
-                if self._given_settings is not None:
-                    return new_client(self)
-                if self.connection_id not in clients:
-                    clients[self.connection_id] = new_client(self)
-                return clients[self.connection_id]
+                if self._given_settings is None and self.connection_id in clients:
+                    return clients[self.connection_id]
+                client = clients[self.connection_id] = new_client(self)
+                client.rest_client.pool_manager = ShortWay(server, client.rest_client.pool_manager)
+                return client
 
             monkeypatch.setattr(ClusterHook, "_new_api_client", api_client)
             # No server here speaks TLS, and reading the machine's certificates takes 20 ms each time.
@@ -176,10 +250,36 @@ def system(dags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             outside.prometheus.pods = lambda: [
                 pod["metadata"]["name"] for name in COMPONENTS for pod in cluster.pods_of(name)
             ]
-            found = System(cluster, outside, server, profile, dags)
+            persons = Persons()
+            monkeypatch.setattr("airflow.sdk.execution_time.hitl.upsert_hitl_detail", persons.ask)
+            # As for preflight: the checks have tests of their own, and so has their repetition.
+            monkeypatch.setattr("nephoran_maintenance.operators.recheck.RECHECKS", {})
+            found = System(cluster, outside, server, profile, dags, persons)
             found.push("v1")
             found.push("v2")
             yield found
+
+
+class ShortWay:
+    """In the place of a hook's connection pool: hands requests to the server's function without the way over a socket.
+
+    A run of a procedure sends hundreds, and the way takes longer than the answer. The hooks' own tests take the real one.
+    """
+
+    def __init__(self, server: Server, pool: Any) -> None:
+        self.server, self.pool = server, pool
+
+    def request(self, method: str, url: str, *, body: bytes | None, headers: dict[str, str], **options: Any) -> Any:
+        if not url.startswith(f"{self.server.url}/"):
+            return self.pool.request(method, url, body=body, headers=headers, **options)
+        parts = urlsplit(url)
+        named = {key.lower(): value for key, value in headers.items()}
+        query = dict(parse_qsl(parts.query))
+        reply = self.server.reply_to(Received(method, parts.path, query, named, body or b"", ("127.0.0.1", 0)))
+        if reply.hang_up:
+            raise urllib3.exceptions.ProtocolError("Connection aborted.")
+        told = {"Date": formatdate(usegmt=True), **reply.headers}
+        return SimpleNamespace(status=reply.status, data=reply.encoded(), headers=told)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from nephoran_maintenance.hooks.journal_store import JournalStore
 from nephoran_maintenance.hooks.lease_store import LeaseStore
 from nephoran_maintenance.profile import load_profile
 from nephoran_maintenance.settings import PROJECT_ROOT
-from tests.unit.dag_runner import DagRunner
+from tests.unit.dag_runner import DagRunner, TaskInstance
 from tests.unit.fake_cluster import APPS, JOURNALS, LEASES, copied
 from tests.unit.hooks.fake_servers import kube_config
 from tests.unit.operators.conftest import Step, System, changes_spec
@@ -119,7 +119,7 @@ def ended_well(system: System, before: dict[str, Any]) -> str:
     assert system.fences() == {}, "an object kept the mark of a dead operation"
     assert not [path for path in system.cluster.objects if "/networkintents/" in path]
     journals = [found for path, found in system.cluster.objects.items() if path.startswith(JOURNALS)]
-    heads = [json.loads(found["data"]["journal.json"]) for found in journals if "data" in found]
+    heads = [json.loads(found["data"]["journal.json"]) for found in journals if "journal.json" in found["data"]]
     assert {head["state"] for head in heads} <= {"closed"}, heads
     specs = system.specs()
     if specs == before:
@@ -228,6 +228,25 @@ def test_a_recovery_that_is_killed_at_any_write_is_itself_recovered(system: Syst
         pass_time(system)
         assert command_line(system, "recover") == 0, recovery.writes[number - 1]
         assert ended_well(system, before) == "old"
+
+
+@pytest.mark.parametrize(
+    "task_id", ["components.rag_api.apply_image", "components.rag_api.wait_image", "rollback.rollback_rag_api"]
+)
+def test_a_step_cleared_while_a_recovery_is_at_work_changes_nothing(system: System, task_id: str) -> None:
+    """The journal is open, but in other hands."""
+    left_in_the_middle(system)
+    pass_time(system)
+    store, leases = stores_of(system)
+    lease = leases.take("recover-operation-other", "recover_operation", above=1)
+    store.update(system.journal().operation_id, lambda journal: journal.fenced(lease.token))
+    writes = len(system.writes())
+    run = DagRunner(system.dags["rolling_upgrade"], {"mode": "apply", "components": TWO}, run_id="died")
+    task = run.dag.get_task(task_id)
+    run._try(task, TaskInstance(run, task))
+    assert run.states[task_id] == "failed"
+    assert "[lease-lost]" in run.error(task_id)
+    assert len(system.writes()) == writes
 
 
 # ------------------------------------------------------------------------------------------------------------- fencing

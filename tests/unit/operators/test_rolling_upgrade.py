@@ -244,13 +244,24 @@ def broken(*, after: bool) -> Step:
 
 
 ALL = ["llm-processor", "rag-api", "weaviate"]
+BEFORE_THE_JOURNAL = {
+    "check_request",
+    "preflight.decide_readiness",
+    "plan_changes",
+    "approve.wait_approval",
+    "acquire_lease",
+    "recheck_plan",
+}
 FAIL_AT = [
     # step, after its effect, what goes back and in which order, how the run ends
     ("check_request", False, [], "refused"),
     ("preflight.decide_readiness", False, [], "refused"),
     ("plan_changes", False, [], "refused"),
+    ("approve.wait_approval", False, [], "refused"),
     ("acquire_lease", False, [], "refused"),
     ("acquire_lease", True, [], "refused"),
+    ("recheck_plan", False, [], "refused"),
+    ("recheck_plan", True, [], "refused"),
     ("record_before_state", False, [], "refused"),
     ("record_before_state", True, [], "refused"),
     (f"{WEAVIATE}.apply_image", False, [], "refused"),
@@ -303,10 +314,7 @@ def test_whatever_breaks_everything_is_old_or_everything_is_new(
         name for name in went_back if run.states[f"rollback.rollback_{name.replace('-', '_')}"] == "success"
     ] == undone
     assert [row["component"] for row in run.report["rollback"]] == undone
-    if step in ("check_request", "preflight.decide_readiness", "plan_changes", "acquire_lease") or (step, after) == (
-        "record_before_state",
-        False,
-    ):
+    if step in BEFORE_THE_JOURNAL or (step, after) == ("record_before_state", False):
         assert system.writes() == []
         return
     journal = system.journal()
@@ -347,6 +355,24 @@ def test_a_crashing_weaviate_replica_goes_back_and_the_others_were_never_touched
     assert system.specs() == before
     now = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in system.cluster.pods_of("weaviate")}
     assert [name for name in uids if uids[name] != now[name]] == ["weaviate-2"]
+
+
+@pytest.mark.parametrize("good", [True, False], ids=["new", "old"])
+def test_a_stateful_set_on_delete_is_stepped_by_its_policy_and_goes_back_to_its_own_strategy(
+    system: System, good: bool
+) -> None:
+    """Its controller would never replace a pod by itself; the policy's strategy is a change of the plan."""
+    system.cluster.edit("weaviate", lambda w: w["spec"].update(updateStrategy={"type": "OnDelete"}))
+    system.cluster.settle()
+    before = system.specs()
+    system.cluster.behaviour["v2"] = "fine" if good else "crash"
+    run = system.upgrade(components=["weaviate"])
+    assert run.surprises == []
+    assert run.report["overall"] == ("succeeded" if good else "rolled-back")
+    assert system.cluster.running("weaviate") == {"v2" if good else "v1"}
+    assert system.cluster.spec("weaviate")["updateStrategy"]["type"] == ("RollingUpdate" if good else "OnDelete")
+    assert [entry.kind for entry in system.journal().entries] == ["policy", "image"]
+    assert (system.specs() == before) is not good
 
 
 def test_a_failing_health_check_behind_a_ready_pod_goes_back(system: System) -> None:
