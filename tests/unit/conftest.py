@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 
 import pytest
 
 # before the first import of Airflow, which makes a configuration where this points to
-os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-home-"))
-
+import tests.airflow_home  # noqa: F401
 from tests.unit.openpgp_keys import KeyMaker, key_maker
 
 

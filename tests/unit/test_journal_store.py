@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-home-"))
 
 from nephoran_maintenance.domain.journal import Journal, JournalEntry, Workload
 from nephoran_maintenance.errors import PermanentError, TransientError, UnknownStateError

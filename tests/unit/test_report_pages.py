@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-
-# before the first import of Airflow, which makes a configuration where this points to
-os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-home-"))
 
 with warnings.catch_warnings():
     # Airflow's API imports things that its own dependencies call deprecated.

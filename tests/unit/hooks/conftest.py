@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 
 import pytest
-
-# before the first import of Airflow, which makes a configuration where this points to
-os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-home-"))
 
 from tests.unit.hooks.fake_servers import FakeCluster, Server, connection_json, kube_config, serving
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import ssl
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +19,6 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 import urllib3
 import yaml
-
-os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-home-"))
-os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
 
 from nephoran_maintenance.domain.findings import Finding
 from nephoran_maintenance.domain.journal import Journal, from_config_map
