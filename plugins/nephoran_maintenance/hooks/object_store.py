@@ -122,13 +122,16 @@ class ObjectStoreHook:
             folder = self._folder
             keys = (path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*") if path.is_file())
             return sorted(key for key in keys if key.startswith(prefix))
-        found: Keys = []
+        return sorted(entry["Key"] for entry in self._listed(prefix))
+
+    def _listed(self, prefix: str) -> Iterator[dict[str, Any]]:
+        """Yield the bucket's own entry of every object below a prefix, page by page."""
         options: dict[str, Any] = {}
         while True:
             page = self._call("list_objects_v2", Prefix=prefix, **options)
-            found += [entry["Key"] for entry in page.get("Contents", ())]
+            yield from page.get("Contents", ())
             if not page.get("IsTruncated"):
-                return sorted(found)
+                return
             options = {"ContinuationToken": page["NextContinuationToken"]}
 
     @contextlib.contextmanager

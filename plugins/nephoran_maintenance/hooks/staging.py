@@ -57,15 +57,8 @@ class StagingBucket(ObjectStoreHook):
         return staging
 
     def files(self, prefix: str) -> Iterator[StagedFile]:
-        """Yield every object below a prefix, in the order of the keys."""
-        options: dict[str, Any] = {}
-        while True:
-            page = self._call("list_objects_v2", Prefix=prefix, **options)
-            for entry in page.get("Contents", ()):
-                yield StagedFile(entry["Key"], int(entry["Size"]))
-            if not page.get("IsTruncated"):
-                return
-            options = {"ContinuationToken": page["NextContinuationToken"]}
+        """Return every object below a prefix, in the order of the keys."""
+        return (StagedFile(entry["Key"], int(entry["Size"])) for entry in self._listed(prefix))
 
     def usage(self, prefix: str) -> Staged:
         """Return how much lies below a prefix."""

@@ -125,6 +125,15 @@ class WeaviateHook:
         """
         return graphql_data(self._json("POST", "/v1/graphql", {"query": query}), self.connection_id)
 
+    def _find(self, path: str) -> dict[str, Any] | None:
+        """Return what is below a path, or None when Weaviate has nothing there."""
+        try:
+            return dict(self._json("GET", path))
+        except PermanentError as error:
+            if error.reference == "not-found":
+                return None
+            raise
+
     def count(self, collection: str) -> int:
         """Return how many objects a collection holds."""
         name = checked_collection(collection)
@@ -134,12 +143,7 @@ class WeaviateHook:
     def get_object(self, collection: str, object_id: str) -> dict[str, Any] | None:
         """Return one object, or None when the collection does not hold it."""
         path = f"/v1/objects/{quote(checked_collection(collection))}/{quote(object_id)}"
-        try:
-            return dict(self._json("GET", path))
-        except PermanentError as error:
-            if error.reference == "not-found":
-                return None
-            raise
+        return self._find(path)
 
     def objects(self, collection: str, limit: int) -> list[dict[str, Any]]:
         """Return some objects of a collection, with their vectors."""
@@ -185,12 +189,7 @@ class WeaviateHook:
     def backup_status(self, backend: str, backup_id: str) -> dict[str, Any] | None:
         """Return the status of a backup, None when Weaviate does not know it."""
         path = f"/v1/backups/{quote(backend)}/{checked_backup_id(backup_id)}"
-        try:
-            return dict(self._json("GET", path))
-        except PermanentError as error:
-            if error.reference == "not-found":
-                return None
-            raise
+        return self._find(path)
 
     def cancel_backup(self, backend: str, backup_id: str) -> bool:
         """Ask Weaviate to end a backup; False when it has none to end. Safe to repeat: yes."""

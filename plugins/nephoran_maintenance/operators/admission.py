@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from nephoran_maintenance.domain.approval import check_rule, rule_for
 from nephoran_maintenance.domain.intents import served_kinds
 from nephoran_maintenance.domain.patches import container_of
@@ -18,7 +16,7 @@ from nephoran_maintenance.domain.upgrade import (
 )
 from nephoran_maintenance.engine.live import container_name
 from nephoran_maintenance.errors import PermanentError
-from nephoran_maintenance.operators.base import StepOperator
+from nephoran_maintenance.operators.base import StepOperator, checked_params
 from nephoran_maintenance.sensors.gate import check_queries
 
 if TYPE_CHECKING:
@@ -30,15 +28,7 @@ def request_of(context: Context) -> UpgradeRequest:
 
     :raises PermanentError: ``parameters-invalid``, naming the parameter.
     """
-    try:
-        return UpgradeRequest.model_validate(dict(context["params"]))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise PermanentError(
-            "parameters-invalid",
-            f"parameter {'.'.join(map(str, first['loc']))}: {first['msg']}; given {first.get('input')!r}",
-            hint="Correct the parameter and trigger the run again.",
-        ) from None
+    return checked_params(context, UpgradeRequest)
 
 
 def released_from_quarantine(context: Context, component: str) -> bool:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from nephoran_maintenance.domain.backups import BackupRequest, backup_id
 from nephoran_maintenance.domain.findings import Finding, Severity
 from nephoran_maintenance.domain.manifest import (
@@ -26,7 +24,7 @@ from nephoran_maintenance.domain.openpgp_keys import Key, PinnedKey, expiring
 from nephoran_maintenance.domain.report import Overall, conclusion
 from nephoran_maintenance.domain.step_ids import CHECK_REQUEST, VERIFY_STORED_FILES, capture_step_id
 from nephoran_maintenance.errors import PermanentError
-from nephoran_maintenance.operators.base import StepOperator, operation_of, pull, pull_all, states_of
+from nephoran_maintenance.operators.base import StepOperator, checked_params, operation_of, pull, pull_all, states_of
 from nephoran_maintenance.operators.report import FAILED_STATES, ReportOperator
 from nephoran_maintenance.settings import VERSION
 
@@ -117,15 +115,7 @@ def request_of(context: Context) -> BackupRequest:
 
     :raises PermanentError: ``parameters-invalid``, naming the parameter.
     """
-    try:
-        return BackupRequest.model_validate(dict(context["params"]))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise PermanentError(
-            "parameters-invalid",
-            f"parameter {'.'.join(map(str, first['loc']))}: {first['msg']}; given {first.get('input')!r}",
-            hint="Correct the parameter and trigger the run again.",
-        ) from None
+    return checked_params(context, BackupRequest)
 
 
 class CheckBackupOperator(BackupStep):

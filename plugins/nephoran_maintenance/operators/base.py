@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
+from pydantic import BaseModel, ValidationError
 
 from nephoran_maintenance.airflow_edge import airflow_errors
 from nephoran_maintenance.domain.journal import Failure, Journal, operation_id
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from nephoran_maintenance.hooks.journal_store import JournalStore
     from nephoran_maintenance.hooks.lease_store import HeldLease, LeaseStore
     from nephoran_maintenance.hooks.quarantine_store import QuarantineStore
+
+_Request = TypeVar("_Request", bound=BaseModel)
 
 ERROR_KEY = "error"
 LONGEST_ERROR = 4000
@@ -222,6 +225,22 @@ def refuse_closed(journal: Journal | None) -> None:
             f"operation {journal.operation_id} is closed: {journal.outcome}",
             hint="Trigger a new run instead of clearing this one.",
         )
+
+
+def checked_params(context: Context, model: type[_Request]) -> _Request:
+    """Return the run's parameters as a model of the procedure's.
+
+    :raises PermanentError: ``parameters-invalid``, naming the parameter.
+    """
+    try:
+        return model.model_validate(dict(context["params"]))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise PermanentError(
+            "parameters-invalid",
+            f"parameter {'.'.join(map(str, first['loc']))}: {first['msg']}; given {first.get('input')!r}",
+            hint="Correct the parameter and trigger the run again.",
+        ) from None
 
 
 def operation_of(context: Context) -> str:
