@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +16,10 @@ FINISHED = frozenset({"success", "failed"})
 WAITING = "awaiting_input"
 POLL_SECONDS = 0.5
 SETTLED_SECONDS = 3.0
+DATABASE_LOCKED = "Database error"
+LOCKED_TRIES = 3
+"""On SQLite the api-server can lock itself out: a request waits in its event loop for the lock of another one, which can't
+go on meanwhile. After five seconds the first is answered with 500, before it has done anything."""
 
 
 class AirflowRequestError(RuntimeError):
@@ -90,8 +94,10 @@ class AirflowClient:
 
     def trigger(self, dag_id: str, params: Mapping[str, Any] | None = None, *, note: str | None = None) -> str:
         """Start a run by hand and return its id. Airflow checks the params and answers 400 with the reason."""
-        body = {"logical_date": None, "conf": dict(params or {}), "note": note}
-        return str(self._request("POST", f"/dags/{dag_id}/dagRuns", body)["dag_run_id"])
+        run_id = f"manual__{datetime.now(UTC).isoformat()}"  # ours, so that the request can be repeated
+        body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(params or {}), "note": note}
+        self._request("POST", f"/dags/{dag_id}/dagRuns", body)
+        return run_id
 
     def unfinished_runs(self, dag_id: str) -> list[str]:
         """Return the ids of the runs that are at work or queued."""
@@ -236,6 +242,10 @@ class AirflowClient:
         response = self._send(method, path, body)
         if response.status_code == httpx.codes.UNAUTHORIZED:
             self._token = None
+            response = self._send(method, path, body)
+        for _ in range(LOCKED_TRIES):
+            if DATABASE_LOCKED not in response.text or not response.is_server_error:
+                break
             response = self._send(method, path, body)
         if missing_allowed and response.status_code == httpx.codes.NOT_FOUND:
             return None
