@@ -7,6 +7,7 @@ and label.
 
     BENCH_CASES=everything make bench-kills     only cases whose name contains this
     BENCH_LIMIT=5 make bench-kills              at most so many cases that have no result yet
+    BENCH_SHARD=2/2 make bench-kills            every second case, on a lab of its own beside the first's
 
 A row is written to ``results/kills.jsonl`` as soon as its case is over; a case that has one is not run again.
 ``recover_operation`` is triggered every ``RECOVERY_SECONDS`` here instead of every two minutes, and the lease and
@@ -22,7 +23,7 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -37,7 +38,7 @@ from lab.airflow import Airflow, session_members
 from lab.airflow_access import grant_access
 from lab.airflow_client import AirflowClient, AirflowRequestError
 from lab.cluster import Cluster
-from lab.config import LabConfig
+from lab.config import HIGHEST_INDEX, LabConfig
 from lab.failure import LabError
 from lab.processes import Process, read_record, wait_gone
 from lab.progress import Progress
@@ -55,9 +56,13 @@ HEARTBEAT_SECONDS = 20
 RECOVERY_SECONDS = 15.0
 OUTAGE_SECONDS = 30.0
 LOOK_SECONDS = 0.05
+MOMENT_TRIES = 3
+"""A step that takes half a second may be over between two looks; then the case is begun again."""
 MOMENT_LIMIT = timedelta(minutes=3)
 END_LIMIT = timedelta(minutes=8)
 DEFAULT_END_LIMIT = timedelta(minutes=20)
+AFTERWARDS_LIMIT = timedelta(seconds=60)
+"""How long after its journal is closed an operation may take to write its report and to give the lease back."""
 
 CONTROL_PLANE = ("kube-apiserver", "etcd", "kube-controller-manager", "kube-scheduler", "containerd", "kubelet")
 
@@ -153,67 +158,82 @@ def cases() -> Iterator[Case]:
 class Matrix:
     """Runs cases on one lab."""
 
-    def __init__(self, cluster: Cluster, airflow: Airflow, progress: Callable[[str], None]) -> None:
+    def __init__(self, cluster: Cluster, airflow: Airflow) -> None:
         self.cluster = cluster
         self.airflow = airflow
-        self.progress = progress
 
     @property
     def client(self) -> AirflowClient:
         return self.airflow.client()
 
-    def run(self, case: Case) -> Row:
-        """Run one case and return its row; ``ok`` is true only when everything that was promised was seen."""
-        self.settle()
-        before = self.state()
-        journals = self.journals()
-        target = "v2" if self.tag(before) != "v2" else "v3" if self.tag(before) != "v3" else "v2"
+    def run(self, case: Case) -> Row | None:
+        """Run one case and return its row; ``ok`` is true only when everything that was promised was seen.
+
+        Returns None when the moment never came.
+        """
+        for _ in range(MOMENT_TRIES):
+            self.settle()
+            before, journals, target = self.state(), set(self.journals()), self.next_version()
+            run_id = self.start(case, target)
+            if not self.reached(run_id, case):
+                self.client.follow(DAG_ID, run_id, timeout=END_LIMIT)
+                continue
+            started = time.monotonic()
+            killed, orphans = self.kill(case.kind)
+            operation, state = self.wait_for_end(journals, run_id, case)
+            seconds = round(time.monotonic() - started, 1)
+            row = {"case": case.name, **self.judged(before, target, operation, state, case), "seconds": seconds}
+            for process in orphans:
+                process.signal(signal.SIGKILL)
+            return row | {"killed": killed, "run_id": run_id}
+        return None
+
+    def start(self, case: Case, target: str) -> str:
+        """Start the upgrade of a case and return its run's id."""
         params: dict[str, Any] = {"mode": "apply", "version": target, "components": list(case.components)}
         params |= {"allow_downgrade": True, "reason": f"kill matrix: {case.name}"}
         if case.broken:
             params["images"] = {case.components[-1]: "v2-crash"}
             params["release_quarantine"] = [case.components[-1]]  # a case before has put this version into it
         self.client.await_dag(DAG_ID)
-        run_id = self.client.trigger(DAG_ID, params)
-        if not self.reached(run_id, case):
-            raise SystemExit(f"{case.name}: the moment never came; run {run_id}")
-        started = time.monotonic()
-        killed = self.kill(case.kind)
-        operation, state = self.wait_for_end(set(journals), run_id, case)
-        seconds = round(time.monotonic() - started, 1)
-        return {"case": case.name, **self.judged(before, target, operation, state, case), "seconds": seconds} | {
-            "killed": killed,
-            "run_id": run_id,
-        }
+        return self.client.trigger(DAG_ID, params)
 
     # ------------------------------------------------------------------------------------------------ the moment
 
     def reached(self, run_id: str, case: Case) -> bool:
-        """Return True as soon as the step has ended well, or is at work; False when that never happens."""
+        """Return True as soon as the step has ended well, or is at work; False when that was missed or never happens."""
         wanted = ("success",) if case.where == "after" else ("running", "deferred")
         deadline = time.monotonic() + MOMENT_LIMIT.total_seconds()
         with contextlib.closing(TaskTable(self.airflow.instance.database, run_id)) as tasks:
             while time.monotonic() < deadline:
-                if tasks.state(case.step) in wanted:
+                state = tasks.state(case.step)
+                if state in wanted:
                     return True
+                if state in ("success", "failed", "upstream_failed", "skipped"):
+                    return False
                 time.sleep(LOOK_SECONDS)
         return False
 
-    def kill(self, kind: str) -> list[str]:
-        """Kill what the kind names, all at once, and start again what does not come back by itself."""
+    def kill(self, kind: str) -> tuple[list[str], list[Process]]:
+        """Kill what the kind names, all at once, and start again what does not come back by itself.
+
+        Returns the names of what was killed, and the workers that a killed scheduler has left behind.
+        """
         if kind == "outage":
             api = read_record(self.cluster.config)["kube-apiserver"]
             api.signal(signal.SIGSTOP)
             time.sleep(OUTAGE_SECONDS)
             api.signal(signal.SIGCONT)
-            return ["kube-apiserver stopped for 30 s"]
+            return ["kube-apiserver stopped for 30 s"], []
         leaders, cluster = self.airflow_leaders(), read_record(self.cluster.config)
+        orphans: list[Process] = []
         if kind == "worker":
             leader = leaders["scheduler"]
             victims = [("worker", found) for found in session_members({leader.pid}) if found != leader]
         elif kind == "scheduler":
             # Its workers are left behind and go on.
             victims = [(kind, leaders[kind])]
+            orphans = [found for found in session_members({leaders[kind].pid}) if found != leaders[kind]]
         elif kind in leaders:
             victims = [(kind, found) for found in session_members({leaders[kind].pid})]
         elif kind in cluster:
@@ -230,7 +250,7 @@ class Matrix:
                 path.unlink()
         if kind in ("everything", "database", *leaders):
             self.airflow.up()
-        return sorted({name for name, _ in victims})
+        return sorted({name for name, _ in victims}), orphans
 
     def airflow_leaders(self) -> dict[str, Process]:
         """Return Airflow's four processes; each leads a session."""
@@ -272,6 +292,13 @@ class Matrix:
 
     def judged(self, before: Row, target: str, operation: str | None, state: str, case: Case) -> Row:
         """Return what the end is, and whether it is allowed."""
+        expected: tuple[str | None, ...] = ("rolled-back", "refused", "succeeded") if operation else (None,)
+        with contextlib.suppress(LabError):
+            wait_until(
+                "Report and lease",
+                lambda: self.reported(operation) in expected and not self.left_over(),
+                limit=AFTERWARDS_LIMIT,
+            )
         self.settle()
         after = self.state()
         tags = {name: tag_of(image) for name, image in after["images"].items() if name in case.components}
@@ -330,8 +357,10 @@ class Matrix:
         images = {i["metadata"]["name"]: i["spec"]["template"]["spec"]["containers"][-1]["image"] for i in found}
         return {"specs": specs(found), "images": images}
 
-    def tag(self, state: Row) -> str:
-        return tag_of(state["images"][TWO[0]])
+    def next_version(self) -> str:
+        """Return a version that the first component does not run."""
+        running = tag_of(self.state()["images"][TWO[0]])
+        return "v3" if running == "v2" else "v2"
 
     def workloads(self) -> list[Row]:
         return workloads(self.cluster)
@@ -383,12 +412,19 @@ def table() -> dict[str, Row]:
     return {row["case"]: row for row in rows}
 
 
+def lab_of_shard(number: int) -> LabConfig:
+    """Return the lab that a shard works on; the first one has the benchmarks' own."""
+    return LabConfig.named("bench") if number == 1 else LabConfig.named(f"bench-{number}", index=HIGHEST_INDEX - number)
+
+
 def main() -> None:
     """Run the cases that have no row yet on a lab of its own; the lab is stopped afterwards."""
     wanted, limit = os.environ.get("BENCH_CASES", ""), int(os.environ.get("BENCH_LIMIT", "1000"))
+    shard, shards = (int(part) for part in os.environ.get("BENCH_SHARD", "1/1").split("/"))
     done = table()
-    chosen = [case for case in cases() if wanted in case.name and case.name not in done][:limit]
-    config = LabConfig.named("bench")
+    of_shard = list(cases())[shard - 1 :: shards]
+    chosen = [case for case in of_shard if wanted in case.name and case.name not in done][:limit]
+    config = lab_of_shard(shard)
     progress = Progress()
     cluster, airflow = Cluster(config, progress=progress), Airflow.of_lab(config, progress)
     defaults = airflow.instance
@@ -398,22 +434,29 @@ def main() -> None:
         grant_access(config, airflow.instance, progress, variant=VARIANT)
         set_lease(airflow, LEASE)
         airflow.up()
-        matrix = Matrix(cluster, airflow, progress)
+        matrix = Matrix(cluster, airflow)
         for number, case in enumerate(chosen, start=1):
             if case.default_times:
                 airflow.down()
-                airflow.instance = defaults
+                airflow.instance = dataclasses.replace(defaults, port=airflow.instance.port)
                 set_lease(airflow, {})
                 airflow.up()
             row = matrix.run(case)
-            done[case.name] = row
+            if row is None:
+                progress(f"{number} of {len(chosen)}: the moment of {case.name!r} never came")
+                continue
             with TABLE.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             progress(f"{number} of {len(chosen)}: {'ok' if row['ok'] else 'FAILED'} {row}")
     finally:
         airflow.down()
         cluster.down()
-    rows = list(done.values())
+    publish_table()
+
+
+def publish_table() -> None:
+    """Publish what the rows written so far say."""
+    rows = list(table().values())
     publish(
         "kills",
         {

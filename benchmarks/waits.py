@@ -42,7 +42,7 @@ DEPLOYMENTS = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments"
 USER = "system:serviceaccount:nephoran-maintenance:rolling-upgrade"
 COMPLETIONS_PER_SECOND = 3.0
 IDLE_SECONDS = 30.0
-DEFER_LIMIT = timedelta(minutes=15)
+DEFER_LIMIT = timedelta(minutes=40)
 TICKS_PER_SECOND = 100
 
 Figures = dict[str, Any]
