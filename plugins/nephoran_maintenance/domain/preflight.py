@@ -123,7 +123,7 @@ def check_intents(active: int, limit: int, waited: timedelta, groups: Sequence[s
 
 
 def check_rollouts(workloads: Mapping[str, JsonObject]) -> list[Finding]:
-    """No component may be rolling or paused.
+    """No component may be rolling or paused, or a DaemonSet whose pods only a person replaces.
 
     :param workloads: live workload by component.
     """
@@ -134,9 +134,9 @@ def check_rollouts(workloads: Mapping[str, JsonObject]) -> list[Finding]:
             int(status.get("desiredNumberScheduled", 0)) if workload["kind"] == "DaemonSet" else spec.get("replicas", 1)
         )
         name = f"{workload['kind']}/{metadata['name']}"
-        problem = ""
+        problem, hint = "", f"kubectl rollout status {name.lower()}."
         if spec.get("paused"):
-            problem = "paused"
+            problem, hint = "paused", f"kubectl rollout resume {name.lower()}."
         elif status.get("observedGeneration", 0) < metadata.get("generation", 0):
             problem = "changed and not yet seen by its controller"
         elif workload["kind"] == "Deployment" and (
@@ -153,6 +153,9 @@ def check_rollouts(workloads: Mapping[str, JsonObject]) -> list[Finding]:
                 problem = "between two revisions"
             elif status.get("readyReplicas", 0) < wanted:
                 problem = f"{status.get('readyReplicas', 0)} of {wanted} ready"
+        elif workload["kind"] == "DaemonSet" and (spec.get("updateStrategy") or {}).get("type") == "OnDelete":
+            problem = "its update strategy is OnDelete: no pod would be replaced"
+            hint = "Give it the strategy RollingUpdate, or leave it out."
         elif workload["kind"] == "DaemonSet" and (
             status.get("updatedNumberScheduled", 0) < wanted or status.get("numberAvailable", 0) < wanted
         ):
@@ -161,11 +164,6 @@ def check_rollouts(workloads: Mapping[str, JsonObject]) -> list[Finding]:
                 f"{status.get('numberAvailable', 0)} available"
             )
         if problem:
-            hint = (
-                f"kubectl rollout resume {name.lower()}."
-                if problem == "paused"
-                else f"kubectl rollout status {name.lower()}."
-            )
             findings.append(Finding("rollouts", "block", f"{component} ({name})", problem, "rolled out", hint))
         elif not wanted:
             findings.append(

@@ -19,6 +19,7 @@ from nephoran_maintenance.domain.step_ids import (
     DELETE_TEST_INTENTS,
     MEASURE_TRAFFIC,
     PLAN_CHANGES,
+    RECHECK_PLAN,
     VERIFY_COMPONENTS,
     VERIFY_METRICS,
     VERIFY_OUTCOME,
@@ -101,7 +102,9 @@ class ReportOperator(StepOperator):
         failed = [task_id for task_id, state in states.items() if state in FAILED_STATES]
         journal = None if reads_only else self.close_journal(context, states.get(VERIFY_COMPONENTS) == "success")
         allowed = tuple(f"{COMPONENTS_GROUP}.{identifier(name)}." for name in (journal.behind() if journal else ()))
-        readiness = pull(context, DECIDE_READINESS) or {}
+        findings = list((pull(context, DECIDE_READINESS) or {}).get("findings") or ())
+        rechecked = (pull(context, RECHECK_PLAN) or {}).get("findings") or ()
+        findings += [found for found in rechecked if found not in findings]
         backwards = [c.name for c in reversed(in_order(profile.components))]
         alone = pull_all(context, [alone_step_ids(name)[1] for name in backwards])
         rollback = {**alone, **pull_all(context, [rollback_step_id(name) for name in backwards])}
@@ -138,7 +141,7 @@ class ReportOperator(StepOperator):
             gates=gates,
             approval=approval.model_dump(mode="json") if approval else None,
             rollback=list(rollback.values()),
-            findings=[*(readiness.get("findings") or []), *(found for gate in gates for found in gate["findings"])],
+            findings=[*findings, *(found for gate in gates for found in gate["findings"])],
             failed_steps=[
                 {"task_id": task_id, "error": pull(context, task_id, ERROR_KEY) or "see the log of the step"}
                 for task_id, state in states.items()

@@ -167,6 +167,15 @@ def test_a_workload_that_is_not_at_rest_blocks(workload: dict[str, Any], severit
     assert "rag-api" in findings[0].object
 
 
+def test_a_daemon_set_whose_pods_only_a_person_replaces_blocks() -> None:
+    workload = daemon_set()
+    workload["spec"]["updateStrategy"] = {"type": "OnDelete"}
+    finding = preflight.check_rollouts({"rag-api": workload})[0]
+    assert finding.severity == "block"
+    assert "OnDelete" in finding.observed
+    assert "RollingUpdate" in finding.hint
+
+
 def test_one_replica_of_a_stateful_set_warns_that_it_will_be_away() -> None:
     findings = preflight.check_rollouts({"weaviate": stateful_set(replicas=1, status=SETTLED)})
     assert severities(findings) == ["pass", "warn"]

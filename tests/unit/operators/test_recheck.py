@@ -95,6 +95,14 @@ def test_a_finding_that_blocks_by_now_stops_the_run(system: System, monkeypatch:
     assert "Next: Look at its log." in error
 
 
+def test_a_warning_that_is_new_by_now_stands_in_the_report(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = Finding("pods", "warn", "Pod/x", "restarted", "no restart", "Read its log.")
+    monkeypatch.setattr(RECHECKS, {"pods": lambda step, context: [new]})
+    run = system.upgrade(components=["rag-api"])
+    assert run.report["overall"] == "succeeded"
+    assert [found["observed"] for found in run.report["findings"]].count("restarted") == 1
+
+
 def test_what_can_not_be_measured_again_stops_the_run_too(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RECHECKS, {"capacity": CHECKS["capacity"]})
     before = system.specs()
