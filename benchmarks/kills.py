@@ -21,6 +21,7 @@ import dataclasses
 import json
 import os
 import signal
+import sqlite3
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -54,6 +55,7 @@ TABLE = RESULTS / "kills.jsonl"
 LEASE = {"duration_seconds": 10, "renew_seconds": 2}
 HEARTBEAT_SECONDS = 20
 RECOVERY_SECONDS = 15.0
+REQUESTS_PER_SECOND = 10
 OUTAGE_SECONDS = 30.0
 LOOK_SECONDS = 0.05
 MOMENT_TRIES = 3
@@ -185,7 +187,7 @@ class Matrix:
             row = {"case": case.name, **self.judged(before, target, operation, state, case), "seconds": seconds}
             for process in orphans:
                 process.signal(signal.SIGKILL)
-            return row | {"killed": killed, "run_id": run_id}
+            return row | {"killed": killed, "run_id": run_id, "requests_per_second": REQUESTS_PER_SECOND}
         return None
 
     def start(self, case: Case, target: str) -> str:
@@ -266,7 +268,7 @@ class Matrix:
         next_recovery = time.monotonic() + RECOVERY_SECONDS
         state = "unknown"
         while time.monotonic() < deadline:
-            with contextlib.suppress(LabError, OSError, httpx.HTTPError, AirflowRequestError):
+            with contextlib.suppress(LabError, OSError, httpx.HTTPError, AirflowRequestError, sqlite3.Error):
                 state = self.run_state(run_id)
                 new = [name for name in self.journals() if name not in known]
                 over = state in ("success", "failed", "gone")
@@ -283,12 +285,8 @@ class Matrix:
 
     def run_state(self, run_id: str) -> str:
         """Return the state of the run; ``gone`` when Airflow knows of none, as after the loss of its database."""
-        try:
-            return str(self.client.run(DAG_ID, run_id)["state"])
-        except AirflowRequestError as error:
-            if ": 404 " in str(error):
-                return "gone"
-            raise
+        with contextlib.closing(TaskTable(self.airflow.instance.database, run_id)) as tasks:
+            return tasks.run_state() or "gone"
 
     def judged(self, before: Row, target: str, operation: str | None, state: str, case: Case) -> Row:
         """Return what the end is, and whether it is allowed."""
@@ -397,10 +395,14 @@ def tag_of(image: str) -> str:
     return image.partition("@")[0].rpartition(":")[2]
 
 
-def set_lease(airflow: Airflow, lease: Mapping[str, int]) -> None:
-    """Write how long a lease lasts into the profile: shortened, a dead owner is noticed in seconds."""
+def set_profile(airflow: Airflow, lease: Mapping[str, int]) -> None:
+    """Write how long a lease lasts into the profile: shortened, a dead owner is noticed in seconds.
+
+    Traffic is measured with fewer requests than usual: the processors are needed for starting again what was killed.
+    """
     profile = yaml.safe_load(airflow.instance.profile.read_text(encoding="utf-8"))  # type: ignore[union-attr]
     profile["lease"] = dict(lease)
+    profile["probe"]["rate_per_second"] = REQUESTS_PER_SECOND
     airflow.instance.profile.write_text(yaml.safe_dump(profile, sort_keys=False), encoding="utf-8")  # type: ignore[union-attr]
 
 
@@ -432,14 +434,14 @@ def main() -> None:
     try:
         cluster.up(variant=VARIANT)
         grant_access(config, airflow.instance, progress, variant=VARIANT)
-        set_lease(airflow, LEASE)
+        set_profile(airflow, LEASE)
         airflow.up()
         matrix = Matrix(cluster, airflow)
         for number, case in enumerate(chosen, start=1):
             if case.default_times:
                 airflow.down()
                 airflow.instance = dataclasses.replace(defaults, port=airflow.instance.port)
-                set_lease(airflow, {})
+                set_profile(airflow, {})
                 airflow.up()
             row = matrix.run(case)
             if row is None:

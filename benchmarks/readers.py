@@ -48,6 +48,11 @@ class TaskTable:
         row = self._database.execute(query, (self._run_id, task_id)).fetchone()
         return row[0] if row else None
 
+    def run_state(self) -> str | None:
+        """Return the state of the run itself, None when there is no such run."""
+        row = self._database.execute("select state from dag_run where run_id = ?", (self._run_id,)).fetchone()
+        return row[0] if row else None
+
     def states(self) -> dict[str, int]:
         """Return how many tasks are in each state."""
         query = "select coalesce(state, 'none'), count(*) from task_instance where run_id = ? group by 1"
