@@ -105,6 +105,8 @@ class AirflowInstance:
                 "scheduler_health_check_threshold": "60",
                 # A task whose process was killed counts as running for so long.
                 "task_instance_heartbeat_timeout": str(self.heartbeat_timeout_seconds),
+                # One that was killed in its first second has sent no heartbeat yet, and is found by this sweep alone.
+                "orphaned_tasks_check_interval": str(self.heartbeat_timeout_seconds),
             },
             "workers": {
                 # With the default of 5 s one deferred task in twelve whose trigger fires at once is failed falsely:
