@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -231,7 +232,11 @@ class Matrix:
         orphans: list[Process] = []
         if kind == "worker":
             leader = leaders["scheduler"]
-            victims = [("worker", found) for found in session_members({leader.pid}) if found != leader]
+            # Only those at work: an idle one that is killed keeps the lock of the LocalExecutor's queue for ever, and no
+            # task of any DAG is started again before the scheduler is.
+            members = [found for found in session_members({leader.pid}) if found != leader]
+            parents = {parent_of(found.pid) for found in members} - {leader.pid}
+            victims = [("worker", f) for f in members if f.pid in parents or parent_of(f.pid) in parents]
         elif kind == "scheduler":
             # Its workers are left behind and go on.
             victims = [(kind, leaders[kind])]
@@ -368,6 +373,15 @@ class Matrix:
         path = f"/api/v1/namespaces/{OWN}/configmaps?labelSelector={quote(f'{MARK}/record=journal')}"
         items = sorted(self.cluster.get(path)["items"], key=lambda i: i["metadata"]["creationTimestamp"], reverse=True)
         return {i["metadata"]["name"]: i["metadata"]["labels"].get(f"{MARK}/state", "") for i in items}
+
+
+def parent_of(pid: int) -> int | None:
+    """Return the parent of a process, None when it is gone."""
+    with contextlib.suppress(OSError):
+        return int(
+            Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[1]
+        )
+    return None
 
 
 def is_rolled_out(item: Mapping[str, Any]) -> bool:
