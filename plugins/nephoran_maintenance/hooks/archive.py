@@ -10,7 +10,10 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
+
+import msgspec
 
 from nephoran_maintenance.domain.manifest import ArchiveRecord
 from nephoran_maintenance.domain.members import Member
@@ -26,6 +29,7 @@ LARGE_BLOCK_BYTES = 256 * 1024
 _M_MMAP_THRESHOLD = -3
 CHECKSUMS_FOLDER = ".checksums"
 MEMBERS_OF_A_LIST = 10_000
+LARGEST_IN_HEADER_BYTES = 8**11
 
 
 class ArchiveWriter:
@@ -107,7 +111,7 @@ class Inventory:
         line = {"path": path, "size_bytes": size_bytes, "digest": keyed_digest(self._digest_key, sha256)}
         self.members += 1
         self.member_bytes += size_bytes
-        if piece := self._compressor.compress(json.dumps(line, separators=(",", ":")).encode() + b"\n"):
+        if piece := self._compressor.compress(msgspec.json.encode(line) + b"\n"):
             self._pieces.append(piece)
 
     def finish(self) -> bytes:
@@ -165,7 +169,7 @@ def compress(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def tar(members: Iterable[Member], inventory: Inventory, changed_at: datetime) -> Iterator[bytes]:
-    """Yield a tar stream of some members in blocks of about 1 MiB, their checksums at its end; fill the inventory."""
+    """Yield a tar stream of some members in blocks of some 128 KiB, their checksums at its end; fill the inventory."""
     return _gathered(_tar_pieces(members, inventory, int(changed_at.timestamp())))
 
 
@@ -221,9 +225,24 @@ def _gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _header(path: str, size_bytes: int, changed_at: int) -> bytes:
+    if path.isascii() and len(path) <= tarfile.LENGTH_NAME and size_bytes < LARGEST_IN_HEADER_BYTES:
+        # As tarfile writes it, in an eighth of the time, which counts with 66,000 small objects.
+        name, size = path.encode(), b"%011o" % size_bytes
+        head, checksum = _plain_header(changed_at)
+        checksum += sum(name) + sum(size)
+        return b"".join((name, head[len(name) : 124], size, head[135:148], b"%06o\0" % checksum, head[155:]))
     info = tarfile.TarInfo(path)
     info.size, info.mtime, info.mode = size_bytes, changed_at, 0o600
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+@lru_cache(maxsize=1)
+def _plain_header(changed_at: int) -> tuple[bytes, int]:
+    """Return the header without name and size, and its checksum without theirs."""
+    info = tarfile.TarInfo()
+    info.mtime, info.mode = changed_at, 0o600
+    head = info.tobuf(tarfile.USTAR_FORMAT)
+    return head, int(head[148:154], 8) - sum(head[124:135])
 
 
 def _padding(size_bytes: int) -> bytes:

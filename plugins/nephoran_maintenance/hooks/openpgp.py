@@ -24,7 +24,8 @@ from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.hooks.connections import read_connection
 from nephoran_maintenance.hooks.outside_text import excerpt
 
-BLOCK_BYTES = 1024 * 1024
+BLOCK_BYTES = 128 * 1024
+"""Small enough for the allocator to use the same memory again; larger blocks are zeroed by the kernel each time."""
 _PREFIX = "nephoran-gpg-"
 _LOCK = ".lock"
 _MEMORY = ("tmpfs", "ramfs")
