@@ -19,41 +19,38 @@ import random
 import re
 import secrets
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.capture import free_ports, tree_pss_mib
+from benchmarks.pipeline import (
+    BUCKET,
+    MIB,
+    PASSPHRASE,
+    SAMPLE_SECONDS,
+    Environment,
+    Figures,
+    back_up,
+    keys,
+    s3_server,
+    tree_pss_mib,
+)
 from benchmarks.results_file import publish
 from lab.failure import LabError
 from lab.progress import Progress
-from lab.services import S3_REGION
-from lab.tools import ensure_tools
-from lab.waiting import http_status, wait_until
 from nephoran_maintenance.domain.members import Member
 
 PROJECT = Path(__file__).resolve().parents[1]
 FOLDER = PROJECT / ".lab" / "bench-backup"
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 SCALE = float(os.environ.get("BENCH_SCALE", "1"))
-MIB = 2**20
 CHUNK_BYTES = 128 * 1024
 CANARY = b"canary-of-the-benchmark"
-BUCKET = "bench"
-SAMPLE_SECONDS = 0.05
-PASSPHRASE = "passphrase-of-the-benchmark"
-
-Environment = dict[str, str]
-Figures = dict[str, Any]
 
 
 def main() -> None:
@@ -66,7 +63,7 @@ def main() -> None:
     try:
         size_mib = round(make_data(data) / MIB, 1)
         progress(f"{size_mib} MiB of data in {sum(1 for path in data.rglob('*') if path.is_file())} files")
-        with s3_server() as server, keys() as (home, own):
+        with s3_server(FOLDER) as server, keys() as (home, own):
             environment = {**os.environ, **server, **own, "GNUPGHOME": str(home), "PYTHONPATH": f"plugins:{PROJECT}"}
             rounds: dict[str, list[Figures]] = {name: [] for name in WAYS}
             for number in range(ROUNDS):
@@ -229,65 +226,10 @@ WAYS: dict[str, Callable[[Path, Environment], Figures]] = {
 
 
 def run_ours(data: Path) -> None:
-    """Back the data up as a step does, and print how long it took to the manifest and to read it back."""
+    """Back the data up and print the figures."""
     import airflow.sdk  # noqa: F401 (what a task has in memory)
 
-    from nephoran_maintenance.domain.backups import backup_id
-    from nephoran_maintenance.domain.manifest import Cluster, Manifest, Recipient, Source
-    from nephoran_maintenance.domain.openpgp_keys import PinnedKey
-    from nephoran_maintenance.hooks.archive import ArchiveWriter, digest_key
-    from nephoran_maintenance.hooks.backup_store import BackupStore
-    from nephoran_maintenance.hooks.object_store import ObjectStoreHook
-    from nephoran_maintenance.hooks.openpgp import OpenPgpHook
-
-    pins = {
-        name: PinnedKey(name, *json.loads(os.environ[f"BENCH_KEY_{name.upper()}"])) for name in ("operations", "signer")
-    }
-    store = ObjectStoreHook("object_store_bench", bucket=BUCKET)
-    store.exists("warm")  # what is loaded and connected for the first call
-    at, started, used_before = datetime.now(UTC), time.monotonic(), cpu_seconds()
-    identifier = backup_id("full", at, secrets.token_hex(4))
-    with OpenPgpHook() as pgp:
-        (recipient,) = pgp.import_recipients([pins["operations"]], at)
-        signing = pgp.import_signing_key("openpgp_signing", [recipient])
-        backups = BackupStore(store, pgp, "backups", [pins["signer"]])
-        key = digest_key(signing.passphrase, signing.fingerprint)
-        writer = ArchiveWriter(store, pgp, [recipient], digest_key=key, changed_at=at)
-        archive = writer.write(backups.folder(identifier), "data", members_of(data))
-        source = Source(
-            name="data", required=True, state="captured", started_at=at, ended_at=datetime.now(UTC), archive=archive
-        )
-        manifest = Manifest(
-            backup_id=identifier,
-            type="full",
-            operation_id="bench",
-            system="bench",
-            cluster=Cluster(name="bench", uid="bench", kubernetes_version="none"),
-            started_at=at,
-            ended_at=datetime.now(UTC),
-            sources=(source,),
-            encryption="public-key",
-            recipients=(
-                Recipient(name="operations", fingerprint=recipient.fingerprint, key_ids=recipient.encryption_key_ids),
-            ),
-            digest_key_id="bench",
-            tool_version="bench",
-        )
-        backups.write_manifest(manifest, signing)
-        written, used = time.monotonic(), cpu_seconds() - used_before
-        backups.write_note(backups.read_back(identifier, datetime.now(UTC), "bench"), signing)
-    figures = {
-        "seconds": round(written - started, 2),
-        "read_back_seconds": round(time.monotonic() - written, 2),
-        "stored_mib": round(archive.size_bytes / MIB, 1),
-        "cpu_seconds": round(used, 2),
-    }
-    print(f"RESULT {json.dumps(figures)}")
-
-
-def cpu_seconds() -> float:
-    """Return the processor time of this process and of all its children that have ended."""
-    return sum(os.times()[:4])
+    print(f"RESULT {json.dumps(back_up('data', members_of(data), read_back=True))}")
 
 
 def members_of(folder: Path, prefix: str = "") -> Iterator[Member]:
@@ -336,92 +278,6 @@ def traced_writes(data: Path, environment: Environment) -> Figures:
         path.stat().st_size for path in map(Path, on_disk) if path.is_file() and CANARY in path.read_bytes()
     )
     return {"plaintext_bytes_on_disk": plaintext, "files_written_on_disk": len(on_disk), "names_written": on_disk[:20]}
-
-
-# -------------------------------------------------------------------------------------------------- what stands around
-
-
-@contextmanager
-def s3_server() -> Iterator[Environment]:
-    """Run versitygw on loopback with one bucket; yield the environment that leads to it."""
-    import boto3
-
-    tools = ensure_tools(Progress(), ["versitygw"])
-    (port,) = free_ports(1)
-    access, secret = "bench", secrets.token_hex(16)
-    for folder in ("s3", "s3-accounts"):
-        (FOLDER / folder).mkdir(parents=True)
-    process = subprocess.Popen(
-        [
-            tools["versitygw"],
-            f"--port=127.0.0.1:{port}",
-            f"--region={S3_REGION}",
-            f"--iam-dir={FOLDER}/s3-accounts",
-            "--health=/_health",
-            "--quiet",
-            "posix",
-            f"{FOLDER}/s3",
-        ],
-        env={**os.environ, "ROOT_ACCESS_KEY_ID": access, "ROOT_SECRET_ACCESS_KEY": secret},
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_until("the S3 server", lambda: http_status(f"{url}/_health") == 200, limit=timedelta(seconds=30))
-        client = boto3.client(
-            "s3", endpoint_url=url, region_name=S3_REGION, aws_access_key_id=access, aws_secret_access_key=secret
-        )
-        client.create_bucket(Bucket=BUCKET)
-        extra = {"endpoint_url": url, "region_name": S3_REGION, "config_kwargs": {"s3": {"addressing_style": "path"}}}
-        connection = {"conn_type": "aws", "login": access, "password": secret, "extra": extra}
-        yield {
-            "S3_URL": url,
-            "AWS_ACCESS_KEY_ID": access,
-            "AWS_SECRET_ACCESS_KEY": secret,
-            "AWS_DEFAULT_REGION": S3_REGION,
-            "AIRFLOW_CONN_OBJECT_STORE_BENCH": json.dumps(connection),
-        }
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(20)
-
-
-@contextmanager
-def keys() -> Iterator[tuple[Path, Environment]]:
-    """Make a recipient and a signer; yield their home and the environment that ours reads them from."""
-    home = Path(tempfile.mkdtemp(prefix="bench-keys-", dir="/dev/shm"))
-    gpg = ["gpg", "--homedir", str(home), "--batch", "--quiet", "--pinentry-mode", "loopback"]
-
-    def run(*arguments: str) -> str:
-        return subprocess.run([*gpg, *arguments], check=True, capture_output=True, text=True).stdout
-
-    def fingerprint(name: str) -> str:
-        listing = run("--with-colons", "--list-keys", f"={name}")
-        return next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:"))
-
-    def described(name: str) -> str:
-        return json.dumps([fingerprint(name), run("--armor", "--export", fingerprint(name))])
-
-    try:
-        run("--passphrase", "", "--quick-generate-key", "operations", "ed25519", "sign", "never")
-        run("--passphrase", "", "--quick-add-key", fingerprint("operations"), "cv25519", "encr", "never")
-        run("--passphrase", PASSPHRASE, "--quick-generate-key", "signer", "ed25519", "sign", "never")
-        private = run("--passphrase", PASSPHRASE, "--armor", "--export-secret-keys", fingerprint("signer"))
-        connection: Mapping[str, Any] = {
-            "conn_type": "generic",
-            "password": PASSPHRASE,
-            "extra": {"private_key": private},
-        }
-        yield (
-            home,
-            {
-                "BENCH_KEY_OPERATIONS": described("operations"),
-                "BENCH_KEY_SIGNER": described("signer"),
-                "AIRFLOW_CONN_OPENPGP_SIGNING": json.dumps(connection),
-            },
-        )
-    finally:
-        subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "gpg-agent"], check=False)
-        shutil.rmtree(home, ignore_errors=True)
 
 
 if __name__ == "__main__":
