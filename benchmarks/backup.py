@@ -8,7 +8,7 @@ task loads, from the first byte read to the signed manifest; the read-back follo
     BENCH_ROUNDS=3 BENCH_SCALE=1 python -m benchmarks.backup
 
 ``BENCH_SCALE=0.1`` takes a tenth of the data. A further run of ours under strace tells which files were opened for
-writing, and whether any of them holds what is in every file of the data.
+writing, and whether anything in clear went into one: what is in every file of the data.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ CANARY = b"canary-of-the-benchmark"
 
 def main() -> None:
     """Run the benchmark and publish the figures; nothing of it stays."""
-    if shutil.which("restic") is None:
-        raise LabError("restic is missing.", hint="Install the Debian package restic.")
+    for name in ("restic", "strace", "zstd"):
+        if shutil.which(name) is None:
+            raise LabError(f"{name} is missing.", hint=f"apt-get install {name}")
     progress = Progress()
     shutil.rmtree(FOLDER, ignore_errors=True)
     data = FOLDER / "data"
@@ -250,19 +251,18 @@ def blocks_of(path: Path) -> Iterator[bytes]:
 
 
 def traced_writes(data: Path, environment: Environment) -> Figures:
-    """Run ours once more under strace, and return what of the data's text it wrote into files.
+    """Run ours once more under strace with a part of the data, and return what of its text went into files.
 
-    Returns ``plaintext_bytes_on_disk``: the size of all files that were opened for writing and hold the canary, and
-    ``written_files``: how many files outside of memory-backed folders were opened for writing. Files that are gone
-    afterwards are in the second only; gpg's home is in memory and not counted.
+    Returns ``plaintext_bytes_on_disk``: how much the calls wrote that hold the canary, and the size of the files that hold
+    it afterwards; and ``files_written_on_disk``: how many files outside of memory-backed folders were opened for writing,
+    also those that were taken away again. gpg's home is in memory and not counted.
     """
-    if shutil.which("strace") is None:
-        return {"plaintext_bytes_on_disk": "not measured"}
     small = FOLDER / "small-data"
     shutil.copytree(data / "small" / "00", small)
     trace = FOLDER / "trace"
-    calls = "openat,open,creat,rename,renameat,renameat2,memfd_create"
-    command = ["strace", "-f", "-qq", "-e", f"trace={calls}", "-o", str(trace), sys.executable, "-m"]
+    calls = "openat,open,creat,write,pwrite64,writev,pwritev,pwritev2"
+    whole = str(2 * CHUNK_BYTES)
+    command = ["strace", "-f", "-qq", "-y", "-s", whole, "-e", f"trace={calls}", "-o", str(trace), sys.executable, "-m"]
     subprocess.run(
         [*command, "benchmarks.backup", "ours", str(small)],
         env={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
@@ -270,14 +270,29 @@ def traced_writes(data: Path, environment: Environment) -> Figures:
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    opened = re.findall(
-        r'(?:openat|open|creat)\((?:[A-Z_]+, )?"([^"]+)"[^\n]*O_(?:WRONLY|RDWR)[^\n]*= \d', trace.read_text("utf-8")
+    plaintext, opened = 0, set()
+    with trace.open(encoding="utf-8") as lines:
+        for line in lines:
+            if written := WRITTEN.match(line):
+                plaintext += int(written["size"]) * (on_disk(written["name"]) and CANARY.decode() in written["content"])
+            elif (found := OPENED.match(line)) and on_disk(found["name"]):
+                opened.add(found["name"])
+    plaintext += sum(
+        path.stat().st_size for path in map(Path, opened) if path.is_file() and CANARY in path.read_bytes()
     )
-    on_disk = sorted({name for name in opened if not name.startswith(("/dev/", "/proc/", "/sys/"))})
-    plaintext = sum(
-        path.stat().st_size for path in map(Path, on_disk) if path.is_file() and CANARY in path.read_bytes()
-    )
-    return {"plaintext_bytes_on_disk": plaintext, "files_written_on_disk": len(on_disk), "names_written": on_disk[:20]}
+    return {
+        "plaintext_bytes_on_disk": plaintext,
+        "files_written_on_disk": len(opened),
+        "names_written": sorted(opened)[:20],
+    }
+
+
+WRITTEN = re.compile(r"\d+ +p?writev?(?:64|2)?\(\d+<(?P<name>[^>]+)>, (?P<content>.*) = (?P<size>\d+)$")
+OPENED = re.compile(r"\d+ +(?:openat|open|creat)\(.*O_(?:WRONLY|RDWR).* = \d+<(?P<name>[^>]+)>$")
+
+
+def on_disk(name: str) -> bool:
+    return name.startswith("/") and not name.startswith(("/dev/", "/proc/", "/sys/"))
 
 
 if __name__ == "__main__":

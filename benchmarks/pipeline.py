@@ -113,16 +113,23 @@ def cpu_seconds() -> float:
 
 
 def tree_pss_mib(pid: int) -> float:
-    """Return the memory of a process and of all below it, shared pages divided by those who share them."""
-    total, waiting = 0.0, [pid]
+    """Return the memory of a process and of all below it, shared pages divided by those who share them.
+
+    A child that still is what its parent is, between vfork and exec, has its parent's memory and none of its own.
+    """
+    total, waiting = 0.0, [(pid, b"")]
     while waiting:
-        one = waiting.pop()
+        one, parent = waiting.pop()
         with contextlib.suppress(OSError):
+            command = Path(f"/proc/{one}/cmdline").read_bytes()
+            if command == parent:
+                continue
             for line in Path(f"/proc/{one}/smaps_rollup").read_text(encoding="ascii").splitlines():
                 if line.startswith("Pss:"):
                     total += int(line.split()[1]) / 1024
             for task in Path(f"/proc/{one}/task").iterdir():
-                waiting += [int(found) for found in (task / "children").read_text(encoding="ascii").split()]
+                children = (task / "children").read_text(encoding="ascii").split()
+                waiting += [(int(found), command) for found in children]
     return total
 
 
