@@ -20,11 +20,11 @@ from nephoran_maintenance.hooks.outside_text import excerpt
 
 Keys = list[str]
 BLOCK_BYTES = 1024 * 1024
-SMALLEST_PART_BYTES = 8 * 1024 * 1024
+SMALLEST_PART_BYTES = 5 * 1024 * 1024
 PARTS_OF_A_SIZE = 1000
-LONGEST_DOUBLING = 3
+LONGEST_DOUBLING = 4
 MOST_PARTS = 10_000
-"""S3's own limit. Parts of 8 MiB that double after each thousand, up to 64 MiB, make room for 492 GiB."""
+"""S3's own limit. Parts of 5 MiB that double after each thousand, up to 80 MiB, make room for 542 GiB."""
 PARTS_UNDER_WAY = 2
 
 
