@@ -44,12 +44,12 @@ from benchmarks.results_file import publish
 from lab.failure import LabError
 from lab.progress import Progress
 from nephoran_maintenance.domain.members import Member
+from nephoran_maintenance.hooks.object_store import BLOCK_BYTES
 
 PROJECT = Path(__file__).resolve().parents[1]
 FOLDER = PROJECT / ".lab" / "bench-backup"
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 SCALE = float(os.environ.get("BENCH_SCALE", "1"))
-CHUNK_BYTES = 128 * 1024
 CANARY = b"canary-of-the-benchmark"
 
 
@@ -246,7 +246,7 @@ def members_of(folder: Path, prefix: str = "") -> Iterator[Member]:
 
 def blocks_of(path: Path) -> Iterator[bytes]:
     with path.open("rb", buffering=0) as file:
-        while block := file.read(CHUNK_BYTES):
+        while block := file.read(BLOCK_BYTES):
             yield block
 
 
@@ -261,8 +261,21 @@ def traced_writes(data: Path, environment: Environment) -> Figures:
     shutil.copytree(data / "small" / "00", small)
     trace = FOLDER / "trace"
     calls = "openat,open,creat,write,pwrite64,writev,pwritev,pwritev2"
-    whole = str(2 * CHUNK_BYTES)
-    command = ["strace", "-f", "-qq", "-y", "-s", whole, "-e", f"trace={calls}", "-o", str(trace), sys.executable, "-m"]
+    whole = str(2 * BLOCK_BYTES)
+    command = [
+        "strace",
+        "-ff",
+        "-qq",
+        "-y",
+        "-s",
+        whole,
+        "-e",
+        f"trace={calls}",
+        "-o",
+        str(trace),
+        sys.executable,
+        "-m",
+    ]
     subprocess.run(
         [*command, "benchmarks.backup", "ours", str(small)],
         env={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
@@ -271,12 +284,12 @@ def traced_writes(data: Path, environment: Environment) -> Figures:
         stdout=subprocess.DEVNULL,
     )
     plaintext, opened = 0, set()
-    with trace.open(encoding="utf-8") as lines:
-        for line in lines:
-            if written := WRITTEN.match(line):
-                plaintext += int(written["size"]) * (on_disk(written["name"]) and CANARY.decode() in written["content"])
-            elif (found := OPENED.match(line)) and on_disk(found["name"]):
-                opened.add(found["name"])
+    lines = (line for path in FOLDER.glob("trace.*") for line in path.read_text("utf-8").splitlines())
+    for line in lines:
+        if written := WRITTEN.match(line):
+            plaintext += int(written["size"]) * (on_disk(written["name"]) and CANARY.decode() in written["content"])
+        elif (found := OPENED.match(line)) and on_disk(found["name"]):
+            opened.add(found["name"])
     plaintext += sum(
         path.stat().st_size for path in map(Path, opened) if path.is_file() and CANARY in path.read_bytes()
     )
@@ -287,8 +300,8 @@ def traced_writes(data: Path, environment: Environment) -> Figures:
     }
 
 
-WRITTEN = re.compile(r"\d+ +p?writev?(?:64|2)?\(\d+<(?P<name>[^>]+)>, (?P<content>.*) = (?P<size>\d+)$")
-OPENED = re.compile(r"\d+ +(?:openat|open|creat)\(.*O_(?:WRONLY|RDWR).* = \d+<(?P<name>[^>]+)>$")
+WRITTEN = re.compile(r"p?writev?(?:64|2)?\(\d+<(?P<name>[^>]+)>, (?P<content>.*) = (?P<size>\d+)$")
+OPENED = re.compile(r"(?:openat|open|creat)\(.*O_(?:WRONLY|RDWR).* = \d+<(?P<name>[^>]+)>$")
 
 
 def on_disk(name: str) -> bool:

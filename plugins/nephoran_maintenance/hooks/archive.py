@@ -18,8 +18,8 @@ import msgspec
 from nephoran_maintenance.domain.manifest import ArchiveRecord
 from nephoran_maintenance.domain.members import Member
 from nephoran_maintenance.errors import PermanentError
-from nephoran_maintenance.hooks.object_store import ObjectStoreHook
-from nephoran_maintenance.hooks.openpgp import BLOCK_BYTES, OpenPgpHook, Passphrase
+from nephoran_maintenance.hooks.object_store import BLOCK_BYTES, ObjectStoreHook
+from nephoran_maintenance.hooks.openpgp import OpenPgpHook, Passphrase
 
 LEVEL = 3
 THREADS = 2
@@ -174,14 +174,14 @@ def tar(members: Iterable[Member], inventory: Inventory, changed_at: datetime) -
 
 
 def _tar_pieces(members: Iterable[Member], inventory: Inventory, changed_at: int) -> Iterator[bytes]:
-    seen: set[int] = set()
+    seen: set[str] = set()
     lines: list[str] = []
     lists = 0
     for member in members:
         path = _path(member.path)
-        if (mark := hash(path)) in seen:
+        if path in seen:
             raise _invalid(path, "comes twice")
-        seen.add(mark)
+        seen.add(path)
         yield _header(path, member.size_bytes, changed_at)
         digest, size_bytes = hashlib.sha256(), 0
         for chunk in member.chunks:

@@ -19,7 +19,8 @@ from nephoran_maintenance.hooks.connections import read_connection
 from nephoran_maintenance.hooks.outside_text import excerpt
 
 Keys = list[str]
-BLOCK_BYTES = 1024 * 1024
+BLOCK_BYTES = 128 * 1024
+"""Small enough for the allocator to use the same memory again; larger blocks are zeroed by the kernel each time."""
 SMALLEST_PART_BYTES = 5 * 1024 * 1024
 PARTS_OF_A_SIZE = 1000
 LONGEST_DOUBLING = 4
@@ -149,7 +150,7 @@ class ObjectStoreHook:
             raise
 
     def read_blocks(self, key: str, version_id: str | None = None) -> Iterator[bytes]:
-        """Yield an object's content in blocks of 1 MiB.
+        """Yield an object's content in blocks of at most 128 KiB.
 
         :raises PermanentError: ``not-found``.
         :raises TransientError: ``object-store-unreachable`` when it is cut off on the way.

@@ -22,10 +22,9 @@ from typing import Any, Self
 from nephoran_maintenance.domain.openpgp_keys import Key, PinnedKey, Signature, check_recipients, find_key
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.hooks.connections import read_connection
+from nephoran_maintenance.hooks.object_store import BLOCK_BYTES
 from nephoran_maintenance.hooks.outside_text import excerpt
 
-BLOCK_BYTES = 128 * 1024
-"""Small enough for the allocator to use the same memory again; larger blocks are zeroed by the kernel each time."""
 PIPE_BYTES = 1024 * 1024
 """What Linux gives anybody; with its usual 64 KiB each process waits for the other all the time."""
 _PREFIX = "nephoran-gpg-"
