@@ -22,34 +22,30 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from benchmarks.pipeline import (
     BUCKET,
-    MIB,
     PASSPHRASE,
-    SAMPLE_SECONDS,
+    PROJECT,
     Environment,
     Figures,
-    back_up,
     keys,
     s3_server,
-    tree_pss_mib,
+    sampled,
+    task,
 )
 from benchmarks.results_file import publish
 from lab.failure import LabError
 from lab.progress import Progress
-from nephoran_maintenance.domain.members import Member
-from nephoran_maintenance.hooks.object_store import BLOCK_BYTES
 
-PROJECT = Path(__file__).resolve().parents[1]
 FOLDER = PROJECT / ".lab" / "bench-backup"
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 SCALE = float(os.environ.get("BENCH_SCALE", "1"))
+MIB = 2**20
+LONGEST_WRITE_BYTES = 2**18
 CANARY = b"canary-of-the-benchmark"
 
 
@@ -138,18 +134,6 @@ def timed(command: str, environment: Environment) -> Figures:
     return {"seconds": round(time.monotonic() - started, 2), "peak_memory_mib": round(peak, 1)}
 
 
-def sampled(process: subprocess.Popen[Any]) -> float:
-    """Return the most memory that a process and all below it had, once it has ended."""
-    peak = 0.0
-    while process.poll() is None:
-        peak = max(peak, tree_pss_mib(process.pid))
-        try:
-            process.wait(SAMPLE_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
-    return peak
-
-
 UPLOAD = """
 import boto3, os, sys
 from boto3.s3.transfer import TransferConfig
@@ -196,23 +180,7 @@ def shell_stream(data: Path, environment: Environment) -> Figures:
 
 def ours(data: Path, environment: Environment) -> Figures:
     """Ours, in a process that has loaded what a task loads."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.backup", "ours", str(data)],
-        env=environment,
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    peaks: list[float] = []
-    sampler = threading.Thread(target=lambda: peaks.append(sampled(process)))
-    sampler.start()
-    assert process.stdout
-    lines = process.stdout.read().splitlines()
-    sampler.join()
-    if process.returncode:
-        raise LabError(f"Ours ended with {process.returncode}.")
-    found = next(line.removeprefix("RESULT ") for line in lines if line.startswith("RESULT "))
-    return {**json.loads(found), "peak_memory_mib": round(peaks[0], 1)}
+    return task(["files", str(data)], environment)
 
 
 WAYS: dict[str, Callable[[Path, Environment], Figures]] = {
@@ -221,33 +189,6 @@ WAYS: dict[str, Callable[[Path, Environment], Figures]] = {
     "shell stream": shell_stream,
     "ours": ours,
 }
-
-
-# ---------------------------------------------------------------------------------------------------- ours, from inside
-
-
-def run_ours(data: Path) -> None:
-    """Back the data up and print the figures."""
-    import airflow.sdk  # noqa: F401 (what a task has in memory)
-
-    print(f"RESULT {json.dumps(back_up('data', members_of(data), read_back=True))}")
-
-
-def members_of(folder: Path, prefix: str = "") -> Iterator[Member]:
-    """Yield every file of a folder as a member."""
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
-    for entry in entries:
-        if entry.is_dir():
-            yield from members_of(Path(entry.path), f"{prefix}{entry.name}/")
-        else:
-            yield Member(f"{prefix}{entry.name}", entry.stat().st_size, blocks_of(Path(entry.path)))
-
-
-def blocks_of(path: Path) -> Iterator[bytes]:
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(BLOCK_BYTES):
-            yield block
 
 
 def traced_writes(data: Path, environment: Environment) -> Figures:
@@ -261,7 +202,7 @@ def traced_writes(data: Path, environment: Environment) -> Figures:
     shutil.copytree(data / "small" / "00", small)
     trace = FOLDER / "trace"
     calls = "openat,open,creat,write,pwrite64,writev,pwritev,pwritev2"
-    whole = str(2 * BLOCK_BYTES)
+    whole = str(LONGEST_WRITE_BYTES)
     command = [
         "strace",
         "-ff",
@@ -277,7 +218,7 @@ def traced_writes(data: Path, environment: Environment) -> Figures:
         "-m",
     ]
     subprocess.run(
-        [*command, "benchmarks.backup", "ours", str(small)],
+        [*command, "benchmarks.task", "files", str(small)],
         env={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
         cwd=PROJECT,
         check=True,
@@ -309,7 +250,4 @@ def on_disk(name: str) -> bool:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["ours"]:
-        run_ours(Path(sys.argv[2]))
-    else:
-        main()
+    main()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import secrets
@@ -33,15 +32,13 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 
 from benchmarks.pipeline import (
-    MIB,
-    SAMPLE_SECONDS,
+    PROJECT,
     Environment,
     Figures,
-    back_up,
     free_ports,
     keys,
     s3_server,
-    tree_pss_mib,
+    task,
 )
 from benchmarks.results_file import publish
 from lab.failure import LabError
@@ -49,9 +46,7 @@ from lab.pki import Authority, KeyPair, write
 from lab.progress import Progress
 from lab.tools import ensure_tools
 from lab.waiting import wait_until
-from nephoran_maintenance.domain.members import Member
 
-PROJECT = Path(__file__).resolve().parents[1]
 FOLDER = PROJECT / ".lab" / "bench-capture"
 SIZES = tuple(int(size) for size in os.environ.get("BENCH_SIZES", "1000,10000,66000").split(","))
 MEAN_BYTES = 4096
@@ -67,14 +62,15 @@ def main() -> None:
     progress = Progress()
     with api_server(progress) as api, s3_server(FOLDER) as server, keys() as (_, own):
         api.apply_access()
-        environment = {**server, **own, "AIRFLOW_CONN_KUBERNETES_BACKUP": api.connection_of("backup")}
+        environment = {**os.environ, "PYTHONPATH": f"plugins:{PROJECT}", **server, **own}
+        environment["AIRFLOW_CONN_KUBERNETES_BACKUP"] = api.connection_of("backup")
         results = []
         there = 0
         for size in SIZES:
             api.fill(there, size)
             there = size
             progress(f"{size} objects are there")
-            results.append(measured(environment, size))
+            results.append(captured(environment, size))
             progress(f"captured: {results[-1]}")
     largest, middle = results[-1], results[-2:][0]
     publish(
@@ -92,57 +88,12 @@ def main() -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------------ what is measured
-
-
-def capture(pipe: Any, environment: Environment) -> None:
-    """Back everything up once, in a process of its own, and tell the figures."""
-    os.environ.update(environment)
-    from airflow.sdk import BaseSensorOperator  # noqa: F401 - loaded, as in a task
-
-    from nephoran_maintenance.engine.sources import KubernetesObjects
-    from nephoran_maintenance.hooks.cluster import ClusterHook
-
-    cluster = ClusterHook("kubernetes_backup")
-    cluster.server_version()
-    source = KubernetesObjects(cluster, namespaces=(SYSTEM, MONITORING), own_namespace=OWN)
-    content_bytes = 0
-
-    def counted() -> Iterator[Member]:
-        nonlocal content_bytes
-        for member in source:
-            content_bytes += member.size_bytes
-            yield member
-
-    figures = back_up(source.name, counted(), facts=lambda: source.outcome.facts)
-    pipe.send(
-        {
-            **figures,
-            "objects": source.outcome.facts["objects"],
-            "content_mib": round(content_bytes / MIB, 1),
-            "state": source.outcome.state,
-        }
-    )
-
-
-def measured(environment: Environment, size: int) -> Figures:
-    """Capture in a process of its own and return its figures, with the memory of its whole tree."""
-    parent, child = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=capture, args=(child, environment))
-    process.start()
-    child.close()
-    peak = 0.0
-    while not parent.poll(SAMPLE_SECONDS):
-        peak = max(peak, tree_pss_mib(process.pid or 0))
-        if not process.is_alive() and not parent.poll(0):
-            raise LabError(f"The capture of {size} objects broke; see above.")
-    figures: Figures = parent.recv()
-    peak = max(peak, tree_pss_mib(process.pid or 0))
-    process.join()
+def captured(environment: Environment, size: int) -> Figures:
+    """Back everything up in a process of its own and return its figures."""
+    figures = task(["objects", SYSTEM, MONITORING, OWN], environment)
     assert figures["state"] == "captured"
     assert figures["objects"] >= size
-    rate = round(figures["objects"] / figures["seconds"])
-    return {**figures, "objects_per_second": rate, "peak_memory_mib": round(peak, 1)}
+    return {**figures, "objects_per_second": round(figures["objects"] / figures["seconds"])}
 
 
 # ---------------------------------------------------------------------------------------------------- what is captured

@@ -1,4 +1,4 @@
-"""What both benchmarks of a backup need: an S3 server, keys, the whole way to a signed manifest, and a look at its memory."""
+"""What stands around the measured task in both benchmarks of a backup: an S3 server, keys, and a look at its memory."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from lab.failure import LabError
 from lab.progress import Progress
 from lab.services import S3_REGION
 from lab.tools import ensure_tools
 from lab.waiting import http_status, wait_until
-from nephoran_maintenance.domain.members import Member
 
-MIB = 2**20
+PROJECT = Path(__file__).resolve().parents[1]
 BUCKET = "bench"
 SAMPLE_SECONDS = 0.05
 PASSPHRASE = "passphrase-of-the-benchmark"
@@ -33,83 +34,40 @@ Environment = dict[str, str]
 Figures = dict[str, Any]
 
 
-def back_up(
-    name: str,
-    members: Iterable[Member],
-    *,
-    facts: Callable[[], Mapping[str, Any]] = dict,
-    read_back: bool = False,
-) -> Figures:
-    """Back one source up as the steps of a backup do, in this process.
+def task(arguments: Sequence[str], environment: Environment) -> Figures:
+    """Run :mod:`benchmarks.task` and return its figures, with ``peak_memory_mib`` of it and of all below it.
 
-    Returns ``seconds`` from nothing to the signed manifest, ``cpu_seconds`` in it of this process and its children, and
-    ``stored_mib``; with ``read_back`` also ``read_back_seconds``, which come after.
-
-    :param facts: what the manifest says of the source, asked for once its members were read.
+    :raises LabError: when it fails.
     """
-    from nephoran_maintenance.domain.backups import backup_id
-    from nephoran_maintenance.domain.manifest import Cluster, Manifest, Recipient, Source
-    from nephoran_maintenance.domain.openpgp_keys import PinnedKey
-    from nephoran_maintenance.hooks.archive import ArchiveWriter, digest_key
-    from nephoran_maintenance.hooks.backup_store import BackupStore
-    from nephoran_maintenance.hooks.object_store import ObjectStoreHook
-    from nephoran_maintenance.hooks.openpgp import OpenPgpHook
-
-    pins = {
-        pin: PinnedKey(pin, *json.loads(os.environ[f"BENCH_KEY_{pin.upper()}"])) for pin in ("operations", "signer")
-    }
-    store = ObjectStoreHook("object_store_bench", bucket=BUCKET)
-    store.exists("warm")  # what is loaded and connected for the first call
-    at, started, used_before = datetime.now(UTC), time.monotonic(), cpu_seconds()
-    identifier = backup_id("full", at, secrets.token_hex(4))
-    with OpenPgpHook() as pgp:
-        (recipient,) = pgp.import_recipients([pins["operations"]], at)
-        signing = pgp.import_signing_key("openpgp_signing", [recipient])
-        backups = BackupStore(store, pgp, "backups", [pins["signer"]])
-        key = digest_key(signing.passphrase, signing.fingerprint)
-        writer = ArchiveWriter(store, pgp, [recipient], digest_key=key, changed_at=at)
-        archive = writer.write(backups.folder(identifier), name, members)
-        source = Source(
-            name=name,
-            required=True,
-            state="captured",
-            started_at=at,
-            ended_at=datetime.now(UTC),
-            facts=dict(facts()),
-            archive=archive,
-        )
-        manifest = Manifest(
-            backup_id=identifier,
-            type="full",
-            operation_id="bench",
-            system="bench",
-            cluster=Cluster(name="bench", uid="bench", kubernetes_version="none"),
-            started_at=at,
-            ended_at=datetime.now(UTC),
-            sources=(source,),
-            encryption="public-key",
-            recipients=(
-                Recipient(name="operations", fingerprint=recipient.fingerprint, key_ids=recipient.encryption_key_ids),
-            ),
-            digest_key_id="bench",
-            tool_version="bench",
-        )
-        backups.write_manifest(manifest, signing)
-        written, used = time.monotonic(), cpu_seconds() - used_before
-        figures = {
-            "seconds": round(written - started, 2),
-            "cpu_seconds": round(used, 2),
-            "stored_mib": round(archive.size_bytes / MIB, 1),
-        }
-        if read_back:
-            backups.write_note(backups.read_back(identifier, datetime.now(UTC), "bench"), signing)
-            figures["read_back_seconds"] = round(time.monotonic() - written, 2)
-    return figures
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.task", *arguments],
+        env=environment,
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    peaks: list[float] = []
+    sampler = threading.Thread(target=lambda: peaks.append(sampled(process)))
+    sampler.start()
+    assert process.stdout
+    lines = process.stdout.read().splitlines()
+    sampler.join()
+    if process.returncode:
+        raise LabError(f"benchmarks.task {' '.join(arguments)} ended with {process.returncode}; see above.")
+    found = next(line.removeprefix("RESULT ") for line in lines if line.startswith("RESULT "))
+    return {**json.loads(found), "peak_memory_mib": round(peaks[0], 1)}
 
 
-def cpu_seconds() -> float:
-    """Return the processor time of this process and of all its children that have ended."""
-    return sum(os.times()[:4])
+def sampled(process: subprocess.Popen[Any]) -> float:
+    """Return the most memory that a process and all below it had, once it has ended."""
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, tree_pss_mib(process.pid))
+        try:
+            process.wait(SAMPLE_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+    return peak
 
 
 def tree_pss_mib(pid: int) -> float:
