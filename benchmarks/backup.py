@@ -8,7 +8,7 @@ task loads, from the first byte read to the signed manifest; the read-back follo
     BENCH_ROUNDS=3 BENCH_SCALE=1 python -m benchmarks.backup
 
 ``BENCH_SCALE=0.1`` takes a tenth of the data. A further run of ours under strace tells which files were opened for
-writing, and whether any of them holds what is in every file of the data.
+writing, and whether anything in clear went into one: what is in every file of the data.
 """
 
 from __future__ import annotations
@@ -19,53 +19,48 @@ import random
 import re
 import secrets
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from benchmarks.capture import free_ports, tree_pss_mib
+from benchmarks.pipeline import (
+    BUCKET,
+    PASSPHRASE,
+    PROJECT,
+    Environment,
+    Figures,
+    keys,
+    s3_server,
+    sampled,
+    task,
+)
 from benchmarks.results_file import publish
 from lab.failure import LabError
 from lab.progress import Progress
-from lab.services import S3_REGION
-from lab.tools import ensure_tools
-from lab.waiting import http_status, wait_until
-from nephoran_maintenance.domain.members import Member
 
-PROJECT = Path(__file__).resolve().parents[1]
 FOLDER = PROJECT / ".lab" / "bench-backup"
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 SCALE = float(os.environ.get("BENCH_SCALE", "1"))
 MIB = 2**20
+LONGEST_WRITE_BYTES = 2**18
 CANARY = b"canary-of-the-benchmark"
-BUCKET = "bench"
-SAMPLE_SECONDS = 0.05
-PASSPHRASE = "passphrase-of-the-benchmark"
-
-Environment = dict[str, str]
-Figures = dict[str, Any]
 
 
 def main() -> None:
     """Run the benchmark and publish the figures; nothing of it stays."""
-    if shutil.which("restic") is None:
-        raise LabError("restic is missing.", hint="Install the Debian package restic.")
+    for name in ("restic", "strace", "zstd"):
+        if shutil.which(name) is None:
+            raise LabError(f"{name} is missing.", hint=f"apt-get install {name}")
     progress = Progress()
     shutil.rmtree(FOLDER, ignore_errors=True)
     data = FOLDER / "data"
     try:
         size_mib = round(make_data(data) / MIB, 1)
         progress(f"{size_mib} MiB of data in {sum(1 for path in data.rglob('*') if path.is_file())} files")
-        with s3_server() as server, keys() as (home, own):
+        with s3_server(FOLDER) as server, keys() as (home, own):
             environment = {**os.environ, **server, **own, "GNUPGHOME": str(home), "PYTHONPATH": f"plugins:{PROJECT}"}
             rounds: dict[str, list[Figures]] = {name: [] for name in WAYS}
             for number in range(ROUNDS):
@@ -139,18 +134,6 @@ def timed(command: str, environment: Environment) -> Figures:
     return {"seconds": round(time.monotonic() - started, 2), "peak_memory_mib": round(peak, 1)}
 
 
-def sampled(process: subprocess.Popen[Any]) -> float:
-    """Return the most memory that a process and all below it had, once it has ended."""
-    peak = 0.0
-    while process.poll() is None:
-        peak = max(peak, tree_pss_mib(process.pid))
-        try:
-            process.wait(SAMPLE_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
-    return peak
-
-
 UPLOAD = """
 import boto3, os, sys
 from boto3.s3.transfer import TransferConfig
@@ -197,23 +180,7 @@ def shell_stream(data: Path, environment: Environment) -> Figures:
 
 def ours(data: Path, environment: Environment) -> Figures:
     """Ours, in a process that has loaded what a task loads."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.backup", "ours", str(data)],
-        env=environment,
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    peaks: list[float] = []
-    sampler = threading.Thread(target=lambda: peaks.append(sampled(process)))
-    sampler.start()
-    assert process.stdout
-    lines = process.stdout.read().splitlines()
-    sampler.join()
-    if process.returncode:
-        raise LabError(f"Ours ended with {process.returncode}.")
-    found = next(line.removeprefix("RESULT ") for line in lines if line.startswith("RESULT "))
-    return {**json.loads(found), "peak_memory_mib": round(peaks[0], 1)}
+    return task(["files", str(data)], environment)
 
 
 WAYS: dict[str, Callable[[Path, Environment], Figures]] = {
@@ -224,198 +191,63 @@ WAYS: dict[str, Callable[[Path, Environment], Figures]] = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------- ours, from inside
-
-
-def run_ours(data: Path) -> None:
-    """Back the data up as a step does, and print how long it took to the manifest and to read it back."""
-    import airflow.sdk  # noqa: F401 (what a task has in memory)
-
-    from nephoran_maintenance.domain.backups import backup_id
-    from nephoran_maintenance.domain.manifest import Cluster, Manifest, Recipient, Source
-    from nephoran_maintenance.domain.openpgp_keys import PinnedKey
-    from nephoran_maintenance.hooks.archive import ArchiveWriter, digest_key
-    from nephoran_maintenance.hooks.backup_store import BackupStore
-    from nephoran_maintenance.hooks.object_store import ObjectStoreHook
-    from nephoran_maintenance.hooks.openpgp import OpenPgpHook
-
-    pins = {
-        name: PinnedKey(name, *json.loads(os.environ[f"BENCH_KEY_{name.upper()}"])) for name in ("operations", "signer")
-    }
-    store = ObjectStoreHook("object_store_bench", bucket=BUCKET)
-    store.exists("warm")  # what is loaded and connected for the first call
-    at, started = datetime.now(UTC), time.monotonic()
-    identifier = backup_id("full", at, secrets.token_hex(4))
-    with OpenPgpHook() as pgp:
-        (recipient,) = pgp.import_recipients([pins["operations"]], at)
-        signing = pgp.import_signing_key("openpgp_signing", [recipient])
-        backups = BackupStore(store, pgp, "backups", [pins["signer"]])
-        key = digest_key(signing.passphrase, signing.fingerprint)
-        writer = ArchiveWriter(store, pgp, [recipient], digest_key=key, changed_at=at)
-        archive = writer.write(backups.folder(identifier), "data", members_of(data))
-        source = Source(
-            name="data", required=True, state="captured", started_at=at, ended_at=datetime.now(UTC), archive=archive
-        )
-        manifest = Manifest(
-            backup_id=identifier,
-            type="full",
-            operation_id="bench",
-            system="bench",
-            cluster=Cluster(name="bench", uid="bench", kubernetes_version="none"),
-            started_at=at,
-            ended_at=datetime.now(UTC),
-            sources=(source,),
-            encryption="public-key",
-            recipients=(
-                Recipient(name="operations", fingerprint=recipient.fingerprint, key_ids=recipient.encryption_key_ids),
-            ),
-            digest_key_id="bench",
-            tool_version="bench",
-        )
-        backups.write_manifest(manifest, signing)
-        written = time.monotonic()
-        backups.write_note(backups.read_back(identifier, datetime.now(UTC), "bench"), signing)
-    figures = {
-        "seconds": round(written - started, 2),
-        "read_back_seconds": round(time.monotonic() - written, 2),
-        "stored_mib": round(archive.size_bytes / MIB, 1),
-        "cpu_seconds": round(time.process_time(), 2),
-    }
-    print(f"RESULT {json.dumps(figures)}")
-
-
-def members_of(folder: Path) -> Iterator[Member]:
-    """Yield every file of a folder as a member."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            yield Member(path.relative_to(folder).as_posix(), path.stat().st_size, blocks_of(path))
-
-
-def blocks_of(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(MIB):
-            yield block
-
-
 def traced_writes(data: Path, environment: Environment) -> Figures:
-    """Run ours once more under strace, and return what of the data's text it wrote into files.
+    """Run ours once more under strace with a part of the data, and return what of its text went into files.
 
-    Returns ``plaintext_bytes_on_disk``: the size of all files that were opened for writing and hold the canary, and
-    ``written_files``: how many files outside of memory-backed folders were opened for writing. Files that are gone
-    afterwards are in the second only; gpg's home is in memory and not counted.
+    Returns ``plaintext_bytes_on_disk``: how much the calls wrote that hold the canary, and the size of the files that hold
+    it afterwards; and ``files_written_on_disk``: how many files outside of memory-backed folders were opened for writing,
+    also those that were taken away again. gpg's home is in memory and not counted.
     """
-    if shutil.which("strace") is None:
-        return {"plaintext_bytes_on_disk": "not measured"}
     small = FOLDER / "small-data"
     shutil.copytree(data / "small" / "00", small)
     trace = FOLDER / "trace"
-    calls = "openat,open,creat,rename,renameat,renameat2,memfd_create"
-    command = ["strace", "-f", "-qq", "-e", f"trace={calls}", "-o", str(trace), sys.executable, "-m"]
+    calls = "openat,open,creat,write,pwrite64,writev,pwritev,pwritev2"
+    whole = str(LONGEST_WRITE_BYTES)
+    command = [
+        "strace",
+        "-ff",
+        "-qq",
+        "-y",
+        "-s",
+        whole,
+        "-e",
+        f"trace={calls}",
+        "-o",
+        str(trace),
+        sys.executable,
+        "-m",
+    ]
     subprocess.run(
-        [*command, "benchmarks.backup", "ours", str(small)],
+        [*command, "benchmarks.task", "files", str(small)],
         env={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
         cwd=PROJECT,
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    opened = re.findall(
-        r'(?:openat|open|creat)\((?:[A-Z_]+, )?"([^"]+)"[^\n]*O_(?:WRONLY|RDWR)[^\n]*= \d', trace.read_text("utf-8")
+    plaintext, opened = 0, set()
+    lines = (line for path in FOLDER.glob("trace.*") for line in path.read_text("utf-8").splitlines())
+    for line in lines:
+        if written := WRITTEN.match(line):
+            plaintext += int(written["size"]) * (on_disk(written["name"]) and CANARY.decode() in written["content"])
+        elif (found := OPENED.match(line)) and on_disk(found["name"]):
+            opened.add(found["name"])
+    plaintext += sum(
+        path.stat().st_size for path in map(Path, opened) if path.is_file() and CANARY in path.read_bytes()
     )
-    on_disk = sorted({name for name in opened if not name.startswith(("/dev/", "/proc/", "/sys/"))})
-    plaintext = sum(
-        path.stat().st_size for path in map(Path, on_disk) if path.is_file() and CANARY in path.read_bytes()
-    )
-    return {"plaintext_bytes_on_disk": plaintext, "files_written_on_disk": len(on_disk), "names_written": on_disk[:20]}
+    return {
+        "plaintext_bytes_on_disk": plaintext,
+        "files_written_on_disk": len(opened),
+        "names_written": sorted(opened)[:20],
+    }
 
 
-# -------------------------------------------------------------------------------------------------- what stands around
+WRITTEN = re.compile(r"p?writev?(?:64|2)?\(\d+<(?P<name>[^>]+)>, (?P<content>.*) = (?P<size>\d+)$")
+OPENED = re.compile(r"(?:openat|open|creat)\(.*O_(?:WRONLY|RDWR).* = \d+<(?P<name>[^>]+)>$")
 
 
-@contextmanager
-def s3_server() -> Iterator[Environment]:
-    """Run versitygw on loopback with one bucket; yield the environment that leads to it."""
-    import boto3
-
-    tools = ensure_tools(Progress(), ["versitygw"])
-    (port,) = free_ports(1)
-    access, secret = "bench", secrets.token_hex(16)
-    for folder in ("s3", "s3-accounts"):
-        (FOLDER / folder).mkdir(parents=True)
-    process = subprocess.Popen(
-        [
-            tools["versitygw"],
-            f"--port=127.0.0.1:{port}",
-            f"--region={S3_REGION}",
-            f"--iam-dir={FOLDER}/s3-accounts",
-            "--health=/_health",
-            "--quiet",
-            "posix",
-            f"{FOLDER}/s3",
-        ],
-        env={**os.environ, "ROOT_ACCESS_KEY_ID": access, "ROOT_SECRET_ACCESS_KEY": secret},
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_until("the S3 server", lambda: http_status(f"{url}/_health") == 200, limit=timedelta(seconds=30))
-        client = boto3.client(
-            "s3", endpoint_url=url, region_name=S3_REGION, aws_access_key_id=access, aws_secret_access_key=secret
-        )
-        client.create_bucket(Bucket=BUCKET)
-        extra = {"endpoint_url": url, "region_name": S3_REGION, "config_kwargs": {"s3": {"addressing_style": "path"}}}
-        connection = {"conn_type": "aws", "login": access, "password": secret, "extra": extra}
-        yield {
-            "S3_URL": url,
-            "AWS_ACCESS_KEY_ID": access,
-            "AWS_SECRET_ACCESS_KEY": secret,
-            "AWS_DEFAULT_REGION": S3_REGION,
-            "AIRFLOW_CONN_OBJECT_STORE_BENCH": json.dumps(connection),
-        }
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(20)
-
-
-@contextmanager
-def keys() -> Iterator[tuple[Path, Environment]]:
-    """Make a recipient and a signer; yield their home and the environment that ours reads them from."""
-    home = Path(tempfile.mkdtemp(prefix="bench-keys-", dir="/dev/shm"))
-    gpg = ["gpg", "--homedir", str(home), "--batch", "--quiet", "--pinentry-mode", "loopback"]
-
-    def run(*arguments: str) -> str:
-        return subprocess.run([*gpg, *arguments], check=True, capture_output=True, text=True).stdout
-
-    def fingerprint(name: str) -> str:
-        listing = run("--with-colons", "--list-keys", f"={name}")
-        return next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:"))
-
-    def described(name: str) -> str:
-        return json.dumps([fingerprint(name), run("--armor", "--export", fingerprint(name))])
-
-    try:
-        run("--passphrase", "", "--quick-generate-key", "operations", "ed25519", "sign", "never")
-        run("--passphrase", "", "--quick-add-key", fingerprint("operations"), "cv25519", "encr", "never")
-        run("--passphrase", PASSPHRASE, "--quick-generate-key", "signer", "ed25519", "sign", "never")
-        private = run("--passphrase", PASSPHRASE, "--armor", "--export-secret-keys", fingerprint("signer"))
-        connection: Mapping[str, Any] = {
-            "conn_type": "generic",
-            "password": PASSPHRASE,
-            "extra": {"private_key": private},
-        }
-        yield (
-            home,
-            {
-                "BENCH_KEY_OPERATIONS": described("operations"),
-                "BENCH_KEY_SIGNER": described("signer"),
-                "AIRFLOW_CONN_OPENPGP_SIGNING": json.dumps(connection),
-            },
-        )
-    finally:
-        subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "gpg-agent"], check=False)
-        shutil.rmtree(home, ignore_errors=True)
+def on_disk(name: str) -> bool:
+    return name.startswith("/") and not name.startswith(("/dev/", "/proc/", "/sys/"))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["ours"]:
-        run_ours(Path(sys.argv[2]))
-    else:
-        main()
+    main()

@@ -2,9 +2,10 @@
 
 A real etcd and kube-apiserver run alone on loopback, without controllers and without a node. The objects are ConfigMaps,
 Secrets and custom resources; the account is that of deploy/rbac. Each size is captured by a process of its own, which
-loads what a task loads, and whose memory (PSS of it and its children) is sampled from outside.
+loads what a task loads, and whose memory (PSS of it and its children) is sampled from outside. Timed is the whole way:
+lists, tar, zstd, OpenPGP to a public key, an S3 server on loopback, up to the signed manifest.
 
-``SINK`` says what the members go through. It is chosen in :func:`write_archive`, the one place to change.
+    BENCH_SIZES=1000,10000,66000 python -m benchmarks.capture
 """
 
 from __future__ import annotations
@@ -12,18 +13,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import secrets
 import shutil
-import socket
 import ssl
 import subprocess
-import tarfile
 import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -34,44 +31,48 @@ from typing import Any
 import yaml
 from cryptography.hazmat.primitives import serialization
 
+from benchmarks.pipeline import (
+    PROJECT,
+    Environment,
+    Figures,
+    free_ports,
+    keys,
+    s3_server,
+    task,
+)
 from benchmarks.results_file import publish
 from lab.failure import LabError
 from lab.pki import Authority, KeyPair, write
 from lab.progress import Progress
 from lab.tools import ensure_tools
 from lab.waiting import wait_until
-from nephoran_maintenance.domain.members import Member
 
-PROJECT = Path(__file__).resolve().parents[1]
 FOLDER = PROJECT / ".lab" / "bench-capture"
-SIZES = (1_000, 10_000, 66_000)
+SIZES = tuple(int(size) for size in os.environ.get("BENCH_SIZES", "1000,10000,66000").split(","))
 MEAN_BYTES = 4096
 SYSTEM, MONITORING, OWN = "nephoran-system", "nephoran-monitoring", "nephoran-maintenance"
-SINK = "tar, zstd level 3, counted and dropped; not encrypted, not uploaded"
-ZSTD_LEVEL = 3
 WRITERS = 4
-SAMPLE_SECONDS = 0.05
 ADMINISTRATOR = "administrator-of-the-benchmark"
 
-Figures = dict[str, Any]
 JsonObject = dict[str, Any]
 
 
 def main() -> None:
     """Run the benchmark and publish the figures; nothing of it stays."""
     progress = Progress()
-    with api_server(progress) as api:
+    with api_server(progress) as api, s3_server(FOLDER) as server, keys() as (_, own):
         api.apply_access()
-        connection = api.connection_of("backup")
+        environment = {**os.environ, "PYTHONPATH": f"plugins:{PROJECT}", **server, **own}
+        environment["AIRFLOW_CONN_KUBERNETES_BACKUP"] = api.connection_of("backup")
         results = []
         there = 0
         for size in SIZES:
             api.fill(there, size)
             there = size
             progress(f"{size} objects are there")
-            results.append(measured(connection, size))
+            results.append(captured(environment, size))
             progress(f"captured: {results[-1]}")
-    largest, middle = results[-1], results[-2]
+    largest, middle = results[-1], results[-2:][0]
     publish(
         "capture",
         {
@@ -82,120 +83,17 @@ def main() -> None:
                 (largest["seconds"] / largest["objects"]) / (middle["seconds"] / middle["objects"]), 2
             ),
             "memory_growth_mib": round(largest["peak_memory_mib"] - results[0]["peak_memory_mib"], 1),
-            "sink": SINK,
             "sizes": results,
         },
     )
 
 
-# ------------------------------------------------------------------------------------------------------ what is measured
-
-
-def write_archive(members: Iterable[Member]) -> int:
-    """Put the members through the sink and return how many bytes came out at its end."""
-    import zstandard
-
-    end = Counter()
-    with (
-        zstandard.ZstdCompressor(level=ZSTD_LEVEL).stream_writer(end, closefd=False) as packed,
-        tarfile.open(mode="w|", fileobj=packed, format=tarfile.PAX_FORMAT) as archive,
-    ):
-        for member in members:
-            head = tarfile.TarInfo(member.path)
-            head.size = member.size_bytes
-            archive.addfile(head, Chunks(member.chunks))
-            archive.members.clear()  # else it keeps the head of every member
-    return end.size_bytes
-
-
-class Counter:
-    """A file that keeps nothing but its length."""
-
-    size_bytes = 0
-
-    def write(self, data: bytes) -> int:
-        self.size_bytes += len(data)
-        return len(data)
-
-
-class Chunks:
-    """Chunks as a file to be read once."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._rest, self._left = iter(chunks), b""
-
-    def read(self, size: int) -> bytes:
-        while len(self._left) < size and (more := next(self._rest, None)) is not None:
-            self._left = self._left + more if self._left else more
-        taken, self._left = self._left[:size], self._left[size:]
-        return taken
-
-
-def capture(pipe: Any, connection: str) -> None:
-    """Capture everything once, in a process of its own, and tell the figures."""
-    os.environ["AIRFLOW_CONN_KUBERNETES_BACKUP"] = connection
-    from airflow.sdk import BaseSensorOperator  # noqa: F401 - loaded, as in a task
-
-    from nephoran_maintenance.engine.sources import KubernetesObjects
-    from nephoran_maintenance.hooks.cluster import ClusterHook
-
-    cluster = ClusterHook("kubernetes_backup")
-    cluster.server_version()
-    began, cpu = time.monotonic(), time.process_time()
-    source = KubernetesObjects(cluster, namespaces=(SYSTEM, MONITORING), own_namespace=OWN)
-    content = 0
-
-    def counted() -> Iterator[Member]:
-        nonlocal content
-        for member in source:
-            content += member.size_bytes
-            yield member
-
-    archive = write_archive(counted())
-    pipe.send(
-        {
-            "seconds": round(time.monotonic() - began, 2),
-            "cpu_seconds": round(time.process_time() - cpu, 2),
-            "objects": source.outcome.facts["objects"],
-            "content_mib": round(content / 2**20, 1),
-            "archive_mib": round(archive / 2**20, 1),
-            "state": source.outcome.state,
-        }
-    )
-
-
-def measured(connection: str, size: int) -> Figures:
-    """Capture in a process of its own and return its figures, with the memory of its whole tree."""
-    parent, child = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=capture, args=(child, connection))
-    process.start()
-    child.close()
-    peak = 0.0
-    while not parent.poll(SAMPLE_SECONDS):
-        peak = max(peak, tree_pss_mib(process.pid or 0))
-        if not process.is_alive() and not parent.poll(0):
-            raise LabError(f"The capture of {size} objects broke; see above.")
-    figures: Figures = parent.recv()
-    peak = max(peak, tree_pss_mib(process.pid or 0))
-    process.join()
+def captured(environment: Environment, size: int) -> Figures:
+    """Back everything up in a process of its own and return its figures."""
+    figures = task(["objects", SYSTEM, MONITORING, OWN], environment)
     assert figures["state"] == "captured"
     assert figures["objects"] >= size
-    rate = round(figures["objects"] / figures["seconds"])
-    return {**figures, "objects_per_second": rate, "peak_memory_mib": round(peak, 1)}
-
-
-def tree_pss_mib(pid: int) -> float:
-    """Return the memory of a process and of all below it, shared pages divided by those who share them."""
-    total, waiting = 0.0, [pid]
-    while waiting:
-        one = waiting.pop()
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{one}/smaps_rollup").read_text(encoding="ascii").splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) / 1024
-            for task in Path(f"/proc/{one}/task").iterdir():
-                waiting += [int(found) for found in (task / "children").read_text(encoding="ascii").split()]
-    return total
+    return {**figures, "objects_per_second": round(figures["objects"] / figures["seconds"])}
 
 
 # ---------------------------------------------------------------------------------------------------- what is captured
@@ -404,12 +302,6 @@ def certificates(folder: Path, administrator: str) -> None:
     tokens = folder / "tokens.csv"
     tokens.touch(mode=0o600)
     tokens.write_text(f"{administrator},{ADMINISTRATOR},1,system:masters\n", encoding="utf-8")
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [int(one.getsockname()[1]) for one in sockets]
 
 
 if __name__ == "__main__":

@@ -10,22 +10,27 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
+
+import msgspec
 
 from nephoran_maintenance.domain.manifest import ArchiveRecord
 from nephoran_maintenance.domain.members import Member
 from nephoran_maintenance.errors import PermanentError
-from nephoran_maintenance.hooks.object_store import ObjectStoreHook
-from nephoran_maintenance.hooks.openpgp import BLOCK_BYTES, OpenPgpHook, Passphrase
+from nephoran_maintenance.hooks.object_store import BLOCK_BYTES, ObjectStoreHook
+from nephoran_maintenance.hooks.openpgp import OpenPgpHook, Passphrase
 
-LEVEL = 3
+LEVEL = 2
+"""Level 3 makes vectors and text smaller by 1 %, and takes half as much time again."""
 THREADS = 2
-JOB_BYTES = 2 * 1024 * 1024
+JOB_BYTES = 1024 * 1024
 """What one thread of zstd works on; its default for this level would take four times the memory."""
 LARGE_BLOCK_BYTES = 256 * 1024
 _M_MMAP_THRESHOLD = -3
 CHECKSUMS_FOLDER = ".checksums"
-MEMBERS_OF_A_LIST = 10_000
+MEMBERS_OF_A_LIST = 2_000
+LARGEST_IN_HEADER_BYTES = 8**11
 
 
 class ArchiveWriter:
@@ -107,7 +112,7 @@ class Inventory:
         line = {"path": path, "size_bytes": size_bytes, "digest": keyed_digest(self._digest_key, sha256)}
         self.members += 1
         self.member_bytes += size_bytes
-        if piece := self._compressor.compress(json.dumps(line, separators=(",", ":")).encode() + b"\n"):
+        if piece := self._compressor.compress(msgspec.json.encode(line) + b"\n"):
             self._pieces.append(piece)
 
     def finish(self) -> bytes:
@@ -165,19 +170,19 @@ def compress(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def tar(members: Iterable[Member], inventory: Inventory, changed_at: datetime) -> Iterator[bytes]:
-    """Yield a tar stream of some members in blocks of about 1 MiB, their checksums at its end; fill the inventory."""
+    """Yield a tar stream of some members in blocks of some 128 KiB, their checksums at its end; fill the inventory."""
     return _gathered(_tar_pieces(members, inventory, int(changed_at.timestamp())))
 
 
 def _tar_pieces(members: Iterable[Member], inventory: Inventory, changed_at: int) -> Iterator[bytes]:
-    seen: set[int] = set()
+    seen: set[str] = set()
     lines: list[str] = []
     lists = 0
     for member in members:
         path = _path(member.path)
-        if (mark := hash(path)) in seen:
+        if path in seen:
             raise _invalid(path, "comes twice")
-        seen.add(mark)
+        seen.add(path)
         yield _header(path, member.size_bytes, changed_at)
         digest, size_bytes = hashlib.sha256(), 0
         for chunk in member.chunks:
@@ -221,9 +226,24 @@ def _gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _header(path: str, size_bytes: int, changed_at: int) -> bytes:
+    if path.isascii() and len(path) <= tarfile.LENGTH_NAME and size_bytes < LARGEST_IN_HEADER_BYTES:
+        # As tarfile writes it, in an eighth of the time, which counts with 66,000 small objects.
+        name, size = path.encode(), b"%011o" % size_bytes
+        head, checksum = _plain_header(changed_at)
+        checksum += sum(name) + sum(size)
+        return b"".join((name, head[len(name) : 124], size, head[135:148], b"%06o\0" % checksum, head[155:]))
     info = tarfile.TarInfo(path)
     info.size, info.mtime, info.mode = size_bytes, changed_at, 0o600
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+@lru_cache(maxsize=1)
+def _plain_header(changed_at: int) -> tuple[bytes, int]:
+    """Return the header without name and size, and its checksum without theirs."""
+    info = tarfile.TarInfo()
+    info.mtime, info.mode = changed_at, 0o600
+    head = info.tobuf(tarfile.USTAR_FORMAT)
+    return head, int(head[148:154], 8) - sum(head[124:135])
 
 
 def _padding(size_bytes: int) -> bytes:

@@ -7,6 +7,7 @@ is a :class:`~nephoran_maintenance.errors.MaintenanceError` that names the objec
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -70,8 +71,7 @@ class ClusterHook:
     """Talk to one cluster with the credentials of one Airflow connection.
 
     The connection has the type ``kubernetes``; see :func:`~.kubernetes_rest.cluster_settings` for its fields. A token
-    given in ``kube_config`` stays in memory: it is handed to the provider's hook as an object, because the provider
-    would write it to a temporary file.
+    given in ``kube_config`` stays in memory.
 
     :param connection_id: Airflow connection id.
     :param settings: settings that were read before, for code that may not read a connection itself.
@@ -114,27 +114,25 @@ class ClusterHook:
         return self._new_api_client()
 
     def _new_api_client(self) -> Any:
-        from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
-        from kubernetes import client
-        from kubernetes.config import ConfigException
+        # Not by the provider's hook: it loads kubernetes_asyncio as well, which costs every task 40 MiB and its time, and
+        # without a given configuration it changes the process-wide default, which a second connection would inherit.
+        from kubernetes import client, config
 
         settings = self.settings
-        explicit = settings.kube_config is not None or settings.kube_config_path is not None
-        # Without a configuration of its own the provider's hook changes the process-wide default, which a second
-        # connection in the same process would then inherit. Inside a cluster it ignores a given one.
-        configuration = client.Configuration() if explicit else None
-        hook = KubernetesHook(
-            conn_id=None,
-            kubernetes_conn_id=None,
-            client_configuration=configuration,
-            cluster_context=settings.context,
-            config_dict=settings.kube_config,
-            config_file=settings.kube_config_path,
-            in_cluster=settings.in_cluster or None,
-        )
+        configuration = client.Configuration()
         try:
-            api_client = hook.get_conn()
-        except (ConfigException, OSError, ValueError, KeyError, TypeError) as error:
+            if settings.kube_config is not None:
+                config.load_kube_config_from_dict(settings.kube_config, settings.context, configuration)
+            elif settings.kube_config_path is not None:
+                config.load_kube_config(settings.kube_config_path, settings.context, configuration)
+            else:
+                try:
+                    config.load_incluster_config(configuration)
+                except config.ConfigException:
+                    if settings.in_cluster:
+                        raise
+                    config.load_kube_config(None, settings.context, configuration)
+        except (config.ConfigException, OSError, ValueError, KeyError, TypeError) as error:
             raise PermanentError(
                 "connection-invalid",
                 f"the Kubernetes connection {self.connection_id!r} has no usable kubeconfig: {type(error).__name__}",
@@ -142,9 +140,9 @@ class ClusterHook:
                 hint="Check the connection's kube_config or kube_config_path with kubectl --kubeconfig.",
             ) from error
         if settings.disable_verify_ssl:
-            api_client.configuration.verify_ssl = False
-            api_client = client.ApiClient(api_client.configuration)
-        return api_client
+            configuration.verify_ssl = False
+        configuration.socket_options = keepalive_options()
+        return client.ApiClient(configuration)
 
     @property
     def server(self) -> str:
@@ -673,6 +671,19 @@ class KubeconfigClusterHook(ClusterHook):
                 context={"kubeconfig": self.connection_id},
                 hint="Check it with kubectl --kubeconfig.",
             ) from error
+
+
+def keepalive_options() -> list[tuple[int, int, int]]:
+    """Return socket options with which a connection that a firewall has dropped is noticed, as the provider sets them."""
+    from urllib3.connection import HTTPConnection
+
+    return [
+        *HTTPConnection.default_socket_options,
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 120),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 30),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6),
+    ]
 
 
 def _write_query(dry_run: bool, field_manager: str) -> dict[str, object]:

@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 AGGREGATED = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json"
 FIRST_PAGE_OBJECTS = 50
 """An object may have 1.5 MiB; how large these are is known after the first page."""
-PAGE_BYTES = 2 * 1024 * 1024
+PAGE_BYTES = 1024 * 1024
 OUTAGE_LIMIT = timedelta(seconds=90)
 """A restart of the API server, or a minute without it, does not end a backup."""
 RESTART_LIMIT = 5

@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,9 +22,11 @@ from typing import Any, Self
 from nephoran_maintenance.domain.openpgp_keys import Key, PinnedKey, Signature, check_recipients, find_key
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.hooks.connections import read_connection
+from nephoran_maintenance.hooks.object_store import BLOCK_BYTES
 from nephoran_maintenance.hooks.outside_text import excerpt
 
-BLOCK_BYTES = 1024 * 1024
+PIPE_BYTES = 1024 * 1024
+"""What Linux gives anybody; with its usual 64 KiB each process waits for the other all the time."""
 _PREFIX = "nephoran-gpg-"
 _LOCK = ".lock"
 _MEMORY = ("tmpfs", "ramfs")
@@ -261,13 +263,22 @@ class OpenPgpHook:
     def _client(self) -> Any:
         import gnupg
 
+        class WideGpg(gnupg.GPG):  # type: ignore[misc]
+            def _open_subprocess(self, args: Sequence[str], passphrase: bool = False) -> subprocess.Popen[bytes]:
+                # By a method of its own, as there is no other way; were it renamed, streams would only be slower.
+                process: subprocess.Popen[bytes] = super()._open_subprocess(args, passphrase)
+                for pipe in filter(None, (process.stdin, process.stdout)):
+                    with contextlib.suppress(OSError):  # where the user has too many such pipes already
+                        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+                return process
+
         # Our errors carry gpg's words; its own lines would alarm where a refusal is what is asked for.
         logging.getLogger("gnupg").setLevel(logging.CRITICAL)
         environment = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.home), "LC_ALL": "C.UTF-8"}
         # --no-options: not the settings of whoever runs the worker. Nothing is fetched from a key server.
         options = ["--no-options", "--no-auto-key-retrieve", "--no-auto-key-locate"]
         try:
-            return gnupg.GPG(gnupghome=str(self.home), env=environment, options=options, encoding="utf-8")
+            return WideGpg(gnupghome=str(self.home), env=environment, options=options, encoding="utf-8")
         except (OSError, ValueError) as error:
             raise PermanentError(
                 "openpgp-missing",

@@ -11,10 +11,8 @@ from typing import Any
 from nephoran_maintenance.domain.weaviate_backup import Staged
 from nephoran_maintenance.errors import TransientError
 from nephoran_maintenance.hooks.connections import read_connection_async
-from nephoran_maintenance.hooks.object_store import ObjectStoreHook
+from nephoran_maintenance.hooks.object_store import BLOCK_BYTES, ObjectStoreHook
 from nephoran_maintenance.hooks.outside_text import excerpt
-
-CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class StagingBucket(ObjectStoreHook):
         read = 0
         with contextlib.closing(answer["Body"]) as body:
             try:
-                for chunk in body.iter_chunks(CHUNK_BYTES):
+                for chunk in body.iter_chunks(BLOCK_BYTES):
                     read += len(chunk)
                     yield chunk
             except (BotoCoreError, HTTPClientError, OSError) as error:

@@ -108,6 +108,15 @@ def test_an_archive_of_nothing_is_an_archive(writer: ArchiveWriter, store: Objec
     assert list(read_inventory([store.get_bytes(f"{FOLDER}/{record.inventory_key}")])) == []
 
 
+@pytest.mark.parametrize("path", ["a.json", "a" * 100, "a" * 101, "ä.json"], ids=["short", "100", "101", "not ascii"])
+@pytest.mark.parametrize("size_bytes", [0, 511, 8**11 - 1, 8**11, 8**12])
+def test_headers_are_those_of_tarfile(path: str, size_bytes: int) -> None:
+    for changed_at in (0, 1_800_000_000):
+        info = tarfile.TarInfo(path)
+        info.size, info.mtime, info.mode = size_bytes, changed_at, 0o600
+        assert archive._header(path, size_bytes, changed_at) == info.tobuf(tarfile.PAX_FORMAT)
+
+
 def test_long_lists_of_checksums_are_cut(
     writer: ArchiveWriter, store: ObjectStoreHook, keys: KeyMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,6 +74,53 @@ def test_accepts_the_path_of_a_kubeconfig(
     path.write_text(json.dumps(kube_config(cluster_server.url)))
     set_connection(monkeypatch, kube_config_path=str(path))
     assert ClusterHook("kubernetes_test").server_version() == "v1.36.4"
+
+
+def test_takes_the_account_of_the_pod_it_runs_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, content in (("TOKEN", "token-of-the-pod"), ("CERT", "certificate")):
+        (tmp_path / name).write_text(content)
+        monkeypatch.setattr(f"kubernetes.config.incluster_config.SERVICE_{name}_FILENAME", str(tmp_path / name))
+    set_connection(monkeypatch, in_cluster=True)
+    with pytest.raises(PermanentError, match="no usable kubeconfig"):
+        ClusterHook("kubernetes_test").api_client  # noqa: B018 (outside of a cluster)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    for extra in ({"in_cluster": True}, {}):
+        set_connection(monkeypatch, **extra)
+        cluster = ClusterHook("kubernetes_test")
+        # An ApiClient of its own would read the certificate.
+        monkeypatch.setattr("kubernetes.client.ApiClient", lambda found: SimpleNamespace(configuration=found))
+        assert cluster.server == "10.96.0.1:443"
+        token = cluster.api_client.configuration.auth_settings()["BearerToken"]["value"]
+        assert token == "bearer token-of-the-pod"
+
+
+def test_a_connection_that_says_nothing_means_the_default_kubeconfig(
+    cluster_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text(json.dumps(kube_config(cluster_server.url)))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    set_connection(monkeypatch)
+    assert ClusterHook("kubernetes_test").server_version() == "v1.36.4"
+
+
+def test_notices_a_connection_that_a_firewall_has_dropped(cluster: ClusterHook) -> None:
+    options = cluster.api_client.rest_client.pool_manager.connection_pool_kw["socket_options"]
+    assert (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1) in options
+
+
+def test_loads_no_second_client_library() -> None:
+    """The provider's hook would: 40 MiB in every task."""
+    code = (
+        "import sys\n"
+        "from nephoran_maintenance.hooks.cluster import ClusterHook\n"
+        "from nephoran_maintenance.hooks.kubernetes_rest import ClusterSettings\n"
+        f"ClusterHook('x', settings=ClusterSettings('x', kube_config={kube_config('http://127.0.0.1:1')!r})).api_client\n"
+        "assert 'kubernetes' in sys.modules and 'kubernetes_asyncio' not in sys.modules\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
 def test_token_of_the_connection_is_never_written_to_a_file(
