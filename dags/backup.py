@@ -1,30 +1,42 @@
 """
 # Backup
 
-**Purpose.** Saves the configuration of the system, encrypted so that only its recipients can open it, signed, and read back.
-A backup exists when its signed manifest does; it counts as *checked* when every byte was read back.
+**Purpose.** Saves the system, configuration and data, encrypted so that only its recipients can open it, signed, and read
+back. A backup exists when its signed manifest does; it counts as *checked* when every byte was read back.
 
-**When to run, when not.** At any time, in every window and freeze. It reads the cluster and writes into the bucket alone.
-Today it makes `config-only` backups: Kubernetes objects with Secrets, custom resources, definitions and access rules, and
-the dashboards. Weaviate's data is not in it yet.
+**When to run, when not.** At any time, in every window and freeze. It reads the system and writes into two buckets. While
+it runs, Weaviate goes on answering.
 
-**Before you start.** `backup.recipients` and `backup.signers` in the profile, the connections `object_store_backup` and
-`openpgp_signing`, the ServiceAccount of `deploy/rbac/40-backup.yaml`. The bucket should be versioned and locked.
+**Before you start.** `backup.recipients`, `backup.signers` and `backup.staging_bucket` in the profile; the connections
+`object_store_backup`, `object_store_staging` and `openpgp_signing`; Weaviate with the module `backup-s3` for the same
+staging bucket; the ServiceAccount of `deploy/rbac/40-backup.yaml`. The bucket of the backups should be versioned and locked.
 
-**Parameters.** `tag` is a word of yours; `keeping` says for how long it is meant, beyond the 90 days that everything is kept.
+**Parameters.** `type`: *full* is everything, *config-only* leaves out Weaviate and Prometheus and counts nowhere as a backup
+of the data. `tag` is a word of yours; `keeping` says for how long it is meant, beyond the 90 days that everything is kept.
 
 **Steps.**
 
 | step | meaning | if it fails |
 |---|---|---|
-| `check_request` | parameters, recipients' keys, signing key, bucket and cluster | nothing was written; correct what the message names |
+| `check_request` | parameters, recipients' keys, signing key, buckets, cluster and Weaviate; skips what the type does not have | nothing was written; correct what the message names |
+| `wait_weaviate_backup` | Weaviate backs itself up into the staging bucket; waits for its turn, without a worker | there is no backup; the message has Weaviate's own reason |
 | `capture_…` | one source each: read, compressed, encrypted and stored in one stream | nothing of it is stored; a source that may be missing is *failed* in the manifest instead |
+| `release_staging` | takes Weaviate's files out of the staging bucket, whatever happened; descriptors of a good one stay | files in clear still lie there: clear it when the bucket answers again |
 | `record_manifest` | writes and signs the manifest | there is no backup; clear it when the cause is gone |
 | `verify_stored_files` | reads every file back and compares it, then leaves the signed note *checked* | the message names the damaged file; the backup does not count |
 | `report_operation` | JSON and HTML report | clear it: it only writes the report again |
 | `verify_outcome` | red when any step failed | it is meant to fail: open the report |
 
-**Duration and blast radius.** Seconds for some thousand objects. Changes nothing in the cluster.
+| source | what | must be there |
+|---|---|---|
+| `kubernetes_objects` | every object of the system's namespaces, all custom resources and definitions, access rules | yes |
+| `weaviate` | the files of Weaviate's own backup, all collections | yes |
+| `weaviate_facts` | version, nodes, schema, counts, known items, how much is found by vector | yes |
+| `prometheus` | the last day by range queries, a sample a minute | no |
+| `grafana_dashboards` | dashboards of all namespaces | no |
+
+**Duration and blast radius.** A minute for a small system; with much data about as long as Weaviate's own backup and its
+upload take. Weaviate uses up to half of its processors for it. Nothing in the cluster is changed.
 
 **Verify.** The report says *backed-up*; the bucket has `manifest.json.asc` and `checked.json.asc` in the backup's folder.
 
@@ -39,26 +51,19 @@ from datetime import timedelta
 
 from airflow.sdk import Param, dag
 
-from nephoran_maintenance.domain.step_ids import capture_step_id
-from nephoran_maintenance.operators.backup import (
-    SOURCES,
-    CaptureSourceOperator,
-    CheckBackupOperator,
-    RecordManifestOperator,
-    ReportBackupOperator,
-    VerifyStoredFilesOperator,
-)
+from nephoran_maintenance.groups.backup import backup_steps
+from nephoran_maintenance.operators.backup import ReportBackupOperator
 from nephoran_maintenance.operators.report import VerifyOutcomeOperator
 from nephoran_maintenance.profile import load_profile
 
-load_profile()  # read when the step runs; a bad one is an import error with its line, as in every procedure
+PROFILE = load_profile()
 CONNECTION = "kubernetes_backup"
 DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
 
 
 @dag(
     dag_display_name="Backup",
-    description="Save the system's configuration: encrypted, signed, read back",
+    description="Save the system, configuration and data: encrypted, signed, read back",
     schedule=None,
     catchup=False,
     max_active_runs=1,
@@ -67,11 +72,11 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
     default_args=DEFAULTS,
     params={
         "type": Param(
-            "config-only",
+            "full",
             type="string",
-            enum=["config-only"],
+            enum=["full", "config-only"],
             title="Type",
-            description="What is saved: config-only is everything but the data of Weaviate and Prometheus.",
+            description="What is saved: everything, or everything but the data of Weaviate and Prometheus.",
         ),
         "tag": Param(
             "",
@@ -91,17 +96,11 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
     },
 )
 def backup() -> None:
-    check_request = CheckBackupOperator(task_id="check_request", kubernetes_connection_id=CONNECTION)
-    captures = [
-        CaptureSourceOperator(task_id=capture_step_id(name), source=name, kubernetes_connection_id=CONNECTION)
-        for name in SOURCES
-    ]
-    record_manifest = RecordManifestOperator(task_id="record_manifest", kubernetes_connection_id=CONNECTION)
-    verify_stored = VerifyStoredFilesOperator(task_id="verify_stored_files", kubernetes_connection_id=CONNECTION)
+    _, verify_stored = backup_steps(PROFILE, kubernetes_connection_id=CONNECTION)
     report_operation = ReportBackupOperator(task_id="report_operation", kubernetes_connection_id=CONNECTION)
     verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION, retries=0)
 
-    check_request >> captures >> record_manifest >> verify_stored >> report_operation >> verify_outcome
+    verify_stored >> report_operation >> verify_outcome
 
 
 backup()

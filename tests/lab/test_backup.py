@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
-from collections.abc import Callable
+import struct
+import tarfile
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from botocore.exceptions import ClientError
 
 from lab import backup_keys, buckets
+from lab.system import seed
 from tests.lab.stored_backup import PREFIX, StoredBackup, left_out
 
 if TYPE_CHECKING:
@@ -42,8 +49,8 @@ SET_BY_THE_SERVER_IN = {
 
 
 @pytest.fixture(scope="module")
-def config_only(lab: Lab, upgrades: Upgrades) -> StoredBackup:
-    return made(lab, upgrades, type="config-only", tag="of-a-test", keeping="monthly")
+def full(lab: Lab, upgrades: Upgrades) -> StoredBackup:
+    return made(lab, upgrades, type="full", tag="of-a-test", keeping="monthly")
 
 
 def made(lab: Lab, upgrades: Upgrades, **params: Any) -> StoredBackup:
@@ -96,8 +103,8 @@ def made_anew(resource: str, item: dict[str, Any]) -> bool:
     )
 
 
-def test_every_object_is_there_as_it_is_in_the_cluster(lab: Lab, config_only: StoredBackup) -> None:
-    files = config_only.files("kubernetes-objects")
+def test_every_object_is_there_as_it_is_in_the_cluster(lab: Lab, full: StoredBackup) -> None:
+    files = full.files("kubernetes-objects")
     root = "kubernetes/objects/"
     kept = {path.removeprefix(root): json.loads(data) for path, data in files.items() if path.startswith(root)}
     live = live_objects(lab)
@@ -109,8 +116,8 @@ def test_every_object_is_there_as_it_is_in_the_cluster(lab: Lab, config_only: St
         assert [n for n in missing if not SET_BY_THE_SERVER.fullmatch(n) and not re.fullmatch(own, n)] == [], path
 
 
-def test_status_is_kept_beside_and_access_by_reference(lab: Lab, config_only: StoredBackup) -> None:
-    files = config_only.files("kubernetes-objects")
+def test_status_is_kept_beside_and_access_by_reference(lab: Lab, full: StoredBackup) -> None:
+    files = full.files("kubernetes-objects")
     groups = ("networkintents.nephoran.com", "networkintents.intent.nephoran.com")
     for group in groups:
         for intent in json.loads(lab.kubectl("get", group, "--all-namespaces", "--output=json"))["items"]:
@@ -121,37 +128,136 @@ def test_status_is_kept_beside_and_access_by_reference(lab: Lab, config_only: St
     assert "cluster-admin.json" not in roles
 
 
-def test_dashboards_of_every_namespace_are_there(lab: Lab, config_only: StoredBackup) -> None:
+def test_dashboards_of_every_namespace_are_there(lab: Lab, full: StoredBackup) -> None:
     found = json.loads(
         lab.kubectl("get", "configmaps", "--all-namespaces", "--selector=grafana_dashboard", "--output=json")
     )["items"]
     live = {f"grafana/{i['metadata']['namespace']}/{i['metadata']['name']}.json": i["data"] for i in found}
-    files = config_only.files("grafana-dashboards")
+    files = full.files("grafana-dashboards")
     assert {path: json.loads(data)["data"] for path, data in files.items() if path.startswith("grafana/")} == live
     assert len(live) >= 3
 
 
-def test_manifest_names_what_when_where_and_by_whom(lab: Lab, config_only: StoredBackup) -> None:
-    manifest, keys = config_only.manifest, backup_keys.keys(lab.config)
-    assert (manifest["type"], manifest["tag"], manifest["keeping"]) == ("config-only", "of-a-test", "monthly")
+def test_every_object_and_vector_of_weaviate_is_there(lab: Lab, full: StoredBackup) -> None:
+    """Weaviate's own files: behind the id of an object and two moments lie the length of its vector and the vector."""
+    segments = object_segments(full.files("weaviate"))
+    with seed.client(lab.config) as weaviate:
+        collections = [entry["class"] for entry in weaviate.get("/v1/schema").json()["classes"]]
+        assert len(collections) == 3
+        nodes = {node["name"] for node in weaviate.get("/v1/nodes").json()["nodes"]}
+        assert {node for node, _ in segments} == nodes
+        for collection in collections:
+            live = list(all_objects(weaviate, collection))
+            assert len(live) == seed.count(weaviate, collection)
+            for node in nodes:
+                content = segments[node, collection]
+                lost = [
+                    found["id"] for found in live if as_stored(found["vector"]) not in vectors_of(found["id"], content)
+                ]
+                assert lost == [], f"{collection} on {node}"
+            facts = json.loads(full.files("weaviate-facts")["weaviate/collections.json"])[collection]
+            assert facts["objects"] == len(live)
+            assert facts["reachability"]["found_itself"] == facts["reachability"]["asked"] > 0
+
+
+def all_objects(weaviate: httpx.Client, collection: str) -> Iterator[dict[str, Any]]:
+    after = ""
+    while True:
+        query = {"class": collection, "limit": 200, "include": "vector", "after": after}
+        page = weaviate.get("/v1/objects", params=query).raise_for_status().json()["objects"]
+        if not page:
+            return
+        yield from page
+        after = page[-1]["id"]
+
+
+def object_segments(files: dict[str, bytes]) -> dict[tuple[str, str], bytes]:
+    """Return by node and collection what Weaviate has on disk of its objects, out of the compressed chunks."""
+    found: dict[tuple[str, str], bytes] = {}
+    for path, content in files.items():
+        if "/chunk-" not in path:
+            continue
+        node, collection = path.removeprefix("weaviate/backup/").split("/")[:2]
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as chunk:
+            for info in chunk:
+                file = chunk.extractfile(info)
+                if file and "/lsm/objects/" in info.name and info.name.endswith(".db"):
+                    found[node, collection] = found.get((node, collection), b"") + file.read()
+    return found
+
+
+def vectors_of(object_id: str, content: bytes) -> Iterator[bytes]:
+    """Yield the bytes of every vector that stands behind an object's id."""
+    name = uuid.UUID(object_id).bytes
+    at = content.find(name)
+    while at >= 0:
+        start = at + len(name) + 2 * 8
+        (length,) = struct.unpack_from("<H", content, start) if start + 2 <= len(content) else (0,)
+        yield content[start + 2 : start + 2 + 4 * length]
+        at = content.find(name, at + 1)
+
+
+def as_stored(vector: list[float]) -> bytes:
+    return struct.pack(f"<{len(vector)}f", *vector)
+
+
+def test_only_descriptors_stay_in_the_staging_bucket(lab: Lab, full: StoredBackup) -> None:
+    found = buckets.client(lab.config).list_objects_v2(Bucket=buckets.STAGING).get("Contents", ())
+    keys = [entry["Key"] for entry in found]
+    assert [key for key in keys if not key.endswith(".json")] == []
+    assert f"{full.backup_id}/backup_config.json" in keys
+
+
+def test_metrics_of_the_last_day_are_there(lab: Lab, full: StoredBackup) -> None:
+    source, files = full.sources["prometheus"], full.files("prometheus")
+    assert source["facts"]["kind"] == "range-query export"
+    until = datetime.fromisoformat(source["facts"]["until"]).timestamp()
+    query = {"query": "up", "start": until - 600, "end": until, "step": "60"}
+    answer = httpx.get(f"{lab.config.prometheus_url}/api/v1/query_range", params=query, trust_env=False).json()
+    kept = {
+        (json.dumps(series["metric"], sort_keys=True), at): value
+        for path, data in files.items()
+        if path.startswith("prometheus/export/up/")
+        for series in json.loads(data)["data"]["result"]
+        for at, value in series["values"]
+    }
+    live = {
+        (json.dumps(series["metric"], sort_keys=True), at): value
+        for series in answer["data"]["result"]
+        for at, value in series["values"]
+        if at < until
+    }
+    assert len(live) > 50
+    assert live.items() <= kept.items()
+
+
+def test_config_only_leaves_the_data_out(lab: Lab, upgrades: Upgrades) -> None:
+    found = made(lab, upgrades, type="config-only")
+    assert set(found.sources) == {"kubernetes-objects", "grafana-dashboards"}
+    assert len(found.files("kubernetes-objects")) > 50
+
+
+def test_manifest_names_what_when_where_and_by_whom(lab: Lab, full: StoredBackup) -> None:
+    manifest, keys = full.manifest, backup_keys.keys(lab.config)
+    assert (manifest["type"], manifest["tag"], manifest["keeping"]) == ("full", "of-a-test", "monthly")
     assert manifest["cluster"]["uid"] == lab.get("namespace", "kube-system")["metadata"]["uid"]
     assert {r["name"]: r["fingerprint"] for r in manifest["recipients"]} == {
         name: keys[name].fingerprint for name in backup_keys.RECIPIENTS
     }
     assert manifest["object_lock"] == "GOVERNANCE 1 days"
     for name in ("manifest.json", "checked.json"):
-        assert config_only.signed_by(name) == keys[backup_keys.SIGNER].fingerprint
+        assert full.signed_by(name) == keys[backup_keys.SIGNER].fingerprint
 
 
-def test_escrow_alone_can_open_it(lab: Lab, config_only: StoredBackup) -> None:
-    escrow = StoredBackup(lab.config, config_only.backup_id, opened_by="escrow")
-    assert escrow.files("grafana-dashboards") == config_only.files("grafana-dashboards")
+def test_escrow_alone_can_open_it(lab: Lab, full: StoredBackup) -> None:
+    escrow = StoredBackup(lab.config, full.backup_id, opened_by="escrow")
+    assert escrow.files("grafana-dashboards") == full.files("grafana-dashboards")
 
 
-def test_nothing_in_the_bucket_shows_a_secret(lab: Lab, config_only: StoredBackup) -> None:
+def test_nothing_in_the_bucket_shows_a_secret(lab: Lab, full: StoredBackup) -> None:
     values = [lab.config.secret(name).encode() for name in ("weaviate-api-key", "s3-weaviate-staging")]
-    for name in config_only.names():
-        content = config_only.content(name)
+    for name in full.names():
+        content = full.content(name)
         assert not [value for value in values if value in content], name
 
 
@@ -170,12 +276,12 @@ def test_nothing_in_the_bucket_shows_a_secret(lab: Lab, config_only: StoredBacku
         pytest.param(lambda s, o: s.delete_bucket(Bucket=o["Bucket"]), id="delete the bucket"),
     ],
 )
-def test_uploader_can_not(lab: Lab, config_only: StoredBackup, attempt: Callable[[Any, dict[str, str]], Any]) -> None:
-    key = {"Bucket": buckets.BACKUPS, "Key": f"{PREFIX}/{config_only.backup_id}/manifest.json"}
-    before = config_only.content("manifest.json")
+def test_uploader_can_not(lab: Lab, full: StoredBackup, attempt: Callable[[Any, dict[str, str]], Any]) -> None:
+    key = {"Bucket": buckets.BACKUPS, "Key": f"{PREFIX}/{full.backup_id}/manifest.json"}
+    before = full.content("manifest.json")
     with pytest.raises(ClientError, match="AccessDenied"):
         attempt(buckets.client(lab.config, buckets.UPLOADER), key)
-    assert config_only.content("manifest.json") == before
+    assert full.content("manifest.json") == before
 
 
 def newest(store: Any, which: dict[str, str]) -> str:
@@ -188,9 +294,9 @@ def delete_many(store: Any, which: dict[str, str]) -> None:
         raise ClientError({"Error": errors[0]}, "DeleteObjects")
 
 
-def test_even_the_administrator_deletes_nothing_that_is_locked(lab: Lab, config_only: StoredBackup) -> None:
+def test_even_the_administrator_deletes_nothing_that_is_locked(lab: Lab, full: StoredBackup) -> None:
     store = buckets.client(lab.config)
-    key = {"Bucket": buckets.BACKUPS, "Key": f"{PREFIX}/{config_only.backup_id}/manifest.json"}
+    key = {"Bucket": buckets.BACKUPS, "Key": f"{PREFIX}/{full.backup_id}/manifest.json"}
     with pytest.raises(ClientError, match="protected by object lock"):
         store.delete_object(**key, VersionId=newest(store, key))
-    assert config_only.content("manifest.json")
+    assert full.content("manifest.json")

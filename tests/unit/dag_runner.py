@@ -7,6 +7,7 @@ No scheduler, no database, no waiting: a whole run takes less than a second. The
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -130,6 +131,8 @@ class DagRunner:
             state = "upstream_failed" if bad else "skipped" if skipped else None
         elif rule == "none_failed":
             state = "upstream_failed" if bad else None
+        elif rule == "none_failed_min_one_success":
+            state = "upstream_failed" if bad else None if "success" in states else "skipped"
         elif rule == "all_done":
             state = None
         elif rule == "all_done_setup_success":
@@ -149,6 +152,9 @@ class DagRunner:
         for name in [key for key in self.results if key[0] == task.task_id]:
             del self.results[name]
         execute = self.replaced.get(task.task_id)
+        if not execute and task.template_fields:
+            task = copy.copy(task)
+            task.render_template_fields(self.context(task, ti))
         call = (lambda c: execute(task, c)) if execute else task.execute
         self._step(task, ti, lambda: call(self.context(task, ti)))
 

@@ -31,7 +31,7 @@ class BackupRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    type: BackupType = "config-only"
+    type: BackupType = "full"
     tag: str = Field("", max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")
     keeping: KeepingClass = "daily"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.airflow import PROCESSES
 from lab import backup_keys, buckets
+from lab.airflow import PROCESSES
 from lab.airflow_access import connections, for_lab
 from lab.airflow_settings import LOGINS, AirflowInstance
 from lab.config import LabConfig

@@ -7,6 +7,7 @@ import json
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ import yaml
 from nephoran_maintenance.domain.backups import is_backup_id
 from nephoran_maintenance.engine.sources import Source
 from nephoran_maintenance.errors import PermanentError
-from nephoran_maintenance.operators import backup as steps
+from nephoran_maintenance.operators.backup_sources import SOURCES, SourceKind
 from nephoran_maintenance.settings import PROJECT_ROOT
 from tests.unit.dag_runner import DagRunner
+from tests.unit.fake_weaviate import BackedUpWeaviate
 from tests.unit.hooks.fake_s3 import FakeS3, connection_to
 from tests.unit.hooks.fake_servers import FakeCluster, Received, Reply, connection_json, kube_config, serving
 from tests.unit.openpgp_keys import PASSPHRASE, KeyMaker, plain
@@ -27,7 +29,7 @@ from tests.unit.openpgp_keys import PASSPHRASE, KeyMaker, plain
 SYSTEM = "nephoran-system"
 BUCKET = "nephoran-production-backups"
 CANARY = "Y2FuYXJ5LW9mLWEtc2VjcmV0"
-SOURCES = ["grafana-dashboards", "kubernetes-objects"]
+CONFIGURATION = ["grafana-dashboards", "kubernetes-objects"]
 
 
 @dataclass
@@ -39,10 +41,13 @@ class Site:
     keys: KeyMaker
     profile_path: Path
     dag: Any
+    staging: FakeS3
+    weaviate: BackedUpWeaviate
+    prometheus: FakePrometheus
     runs: list[DagRunner] = field(default_factory=list)
 
     def backup(self, replaced: dict[str, Callable[[Any, Any], Any]] | None = None, **params: Any) -> DagRunner:
-        run = DagRunner(self.dag, params, replaced=replaced).run()
+        run = DagRunner(self.dag, {"type": "config-only", **params}, replaced=replaced).run()
         self.runs.append(run)
         assert run.surprises == []
         return run
@@ -109,11 +114,21 @@ def site(dags: dict[str, Any], keys: KeyMaker, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("NEPHORAN_PROFILE", str(profile))
     monkeypatch.setenv("NEPHORAN_REPORTS", str(tmp_path / "reports"))
     monkeypatch.setenv("AIRFLOW_CONN_OPENPGP_SIGNING", keys.signing_connection())
-    with serving(cluster) as api, serving(s3) as bucket:
+    staging, prometheus = FakeS3(data["backup"]["staging_bucket"]), FakePrometheus()
+    staging.may_delete = True
+    weaviate = BackedUpWeaviate(staging)
+    with ExitStack() as stack:
+        api, bucket, staged, vectors, metrics = (
+            stack.enter_context(serving(server)) for server in (cluster, s3, staging, weaviate, prometheus)
+        )
         extra = {"kube_config": kube_config(api.url)}
         monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_BACKUP", connection_json(conn_type="kubernetes", extra=extra))
         monkeypatch.setenv("AIRFLOW_CONN_OBJECT_STORE_BACKUP", connection_to(bucket))
-        yield Site(cluster, s3, keys, profile, dags["backup"])
+        monkeypatch.setenv("AIRFLOW_CONN_OBJECT_STORE_STAGING", connection_to(staged))
+        for name, server in {"WEAVIATE": vectors, "PROMETHEUS": metrics}.items():
+            fields = {"conn_type": "http", "host": "127.0.0.1", "port": server.port, "schema": "http"}
+            monkeypatch.setenv(f"AIRFLOW_CONN_{name}_DEFAULT", connection_json(**fields))
+        yield Site(cluster, s3, keys, profile, dags["backup"], staging, weaviate, prometheus)
 
 
 def test_a_backup_is_complete_signed_and_read_back(site: Site) -> None:
@@ -142,7 +157,7 @@ def test_a_backup_is_complete_signed_and_read_back(site: Site) -> None:
     assert CANARY.encode() in files[f"kubernetes/objects/namespaces/{SYSTEM}/secrets/key.json"]
     assert f"kubernetes/objects/namespaces/{SYSTEM}/configmaps/settings.json" in files
     assert run.report["overall"] == "backed-up"
-    assert {found["object"] for found in run.report["findings"]} == {*SOURCES, manifest["backup_id"]}
+    assert {found["object"] for found in run.report["findings"]} == {*CONFIGURATION, manifest["backup_id"]}
 
 
 def test_no_secret_is_in_the_bucket_the_results_or_the_report(site: Site, tmp_path: Path) -> None:
@@ -151,6 +166,107 @@ def test_no_secret_is_in_the_bucket_the_results_or_the_report(site: Site, tmp_pa
     left += [path.read_bytes() for path in (tmp_path / "reports").rglob("*") if path.is_file()]
     for secret in (CANARY, PASSPHRASE, "PRIVATE KEY BLOCK"):
         assert not [data for data in left if secret.encode() in data], secret
+
+
+class FakePrometheus:
+    """Two metrics, of which it tells nothing else."""
+
+    def __init__(self) -> None:
+        self.down = False
+
+    def __call__(self, request: Received) -> Reply:
+        if self.down:
+            return Reply(503, "")
+        if request.path.endswith("/values"):
+            return Reply(200, {"status": "success", "data": ["up", "requests_total"]})
+        return Reply(200, '{"status":"success","data":{"resultType":"matrix","result":[]}}')
+
+
+def test_a_full_backup_has_everything_and_leaves_only_descriptors_in_staging(site: Site) -> None:
+    run = site.backup(type="full")
+    assert run.failed() == []
+    assert [source["name"] for source in site.manifest()["sources"] if source["state"] != "captured"] == [
+        "grafana-dashboards"
+    ]
+    assert set(run.states.values()) == {"success"}
+    manifest = site.manifest()
+    assert manifest["cluster"]["weaviate_version"] == "1.39.0"
+    (about,) = [source["facts"] for source in manifest["sources"] if source["name"] == "weaviate"]
+    assert (about["collections"], about["collections_added_meanwhile"], about["status"]) == (
+        ["TelecomKnowledge"],
+        [],
+        "SUCCESS",
+    )
+    files = site.opened("weaviate")
+    chunk = "weaviate/backup/weaviate-0/TelecomKnowledge/chunk-1"
+    assert files[chunk] == b"vectors of TelecomKnowledge" * 10
+    assert sorted(site.staging.objects) == [
+        f"{manifest['backup_id']}/backup_config.json",
+        f"{manifest['backup_id']}/weaviate-0/backup.json",
+    ]
+    counts = json.loads(site.opened("weaviate-facts")["weaviate/collections.json"])
+    assert counts["TelecomKnowledge"]["objects"] == 2
+    assert len([path for path in site.opened("prometheus") if path.endswith(".json")]) == 8
+    assert "1 were deleted" in str(run.report["findings"])
+
+
+def test_a_config_only_backup_asks_neither_weaviate_nor_staging(site: Site) -> None:
+    site.staging.deny = True
+    run = site.backup()
+    assert run.failed() == []
+    assert site.weaviate.asked == []
+    skipped = {step for step, state in run.states.items() if state == "skipped"}
+    assert skipped == {
+        "capture_prometheus",
+        "capture_weaviate_facts",
+        "wait_weaviate_backup",
+        "capture_weaviate",
+        "release_staging",
+    }
+
+
+def weaviate_refuses(site: Site) -> None:
+    site.weaviate.refuse = "backup: no backup backend 's3', did you enable the right module?"
+
+
+def weaviate_fails(site: Site) -> None:
+    site.weaviate.status = "FAILED"
+
+
+def bucket_cuts(site: Site) -> None:
+    site.s3.fail = lambda request: Reply(403, "") if "/weaviate.tar" in request.path else None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "step", "expected"),
+    [
+        pytest.param(weaviate_refuses, "wait_weaviate_backup", "weaviate-backup-refused", id="no module"),
+        pytest.param(weaviate_fails, "wait_weaviate_backup", "disk full", id="failed"),
+        pytest.param(bucket_cuts, "capture_weaviate", "object-store-forbidden", id="denied"),
+    ],
+)
+def test_without_weaviate_there_is_no_backup_and_nothing_stays_in_staging(
+    site: Site, spoil: Callable[[Site], None], step: str, expected: str
+) -> None:
+    spoil(site)
+    run = site.backup(type="full")
+    assert expected in run.error(step)
+    assert expected in str(run.report["failed_steps"])
+    assert run.states["release_staging"] == "success"
+    assert site.staging.objects == {}
+    assert run.states["record_manifest"] == "upstream_failed"
+    assert "manifest.json" not in site.names()
+    assert run.report["overall"] == "not-backed-up"
+
+
+def test_metrics_that_can_not_be_read_are_failed_in_the_manifest_and_stop_nothing(site: Site) -> None:
+    site.prometheus.down = True
+    run = site.backup(type="full")
+    assert run.failed() == []
+    assert run.order.count("capture_prometheus") == 3
+    (found,) = [source for source in site.manifest()["sources"] if source["name"] == "prometheus"]
+    assert (found["state"], "503" in found["reason"]) == ("failed", True)
+    assert "prometheus.tar.zst.gpg" not in site.names()
 
 
 def no_recipients(site: Site, _: pytest.MonkeyPatch) -> None:
@@ -247,7 +363,7 @@ def test_another_source_that_fails_is_told_in_the_manifest(site: Site, monkeypat
             raise PermanentError("gone", "it broke")
             yield
 
-    monkeypatch.setitem(steps.SOURCES, "grafana-dashboards", (lambda step: Broken(), False))
+    monkeypatch.setitem(SOURCES, "grafana-dashboards", SourceKind(lambda of: Broken(), required=False))
     run = site.backup()
     assert run.failed() == []
     (found,) = [source for source in site.manifest()["sources"] if source["name"] == "grafana-dashboards"]
@@ -259,7 +375,7 @@ def test_another_source_that_fails_is_told_in_the_manifest(site: Site, monkeypat
 def test_every_step_can_be_repeated(site: Site) -> None:
     first = site.backup()
     before = dict(site.s3.objects)
-    again = DagRunner(site.dag, {}, replaced=None).run()
+    again = site.backup()
     assert again.failed() == []
     assert {key.rpartition("/")[0] for key in site.s3.objects} == {key.rpartition("/")[0] for key in before}
     assert first.report["overall"] == again.report["overall"] == "backed-up"
