@@ -395,7 +395,7 @@ def main() -> None:
     airflow.instance = dataclasses.replace(defaults, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     try:
         cluster.up(variant=VARIANT)
-        grant_access(config, airflow.instance, progress, variant=VARIANT)
+        grant_access(config, airflow.instance, progress, variant=VARIANT, before_change="none")
         set_lease(airflow, LEASE)
         airflow.up()
         matrix = Matrix(cluster, airflow, progress)

@@ -51,13 +51,12 @@ from datetime import timedelta
 
 from airflow.sdk import Param, dag
 
-from nephoran_maintenance.groups.backup import backup_steps
+from nephoran_maintenance.groups.backup import CONNECTION, backup_steps
 from nephoran_maintenance.operators.backup import ReportBackupOperator
 from nephoran_maintenance.operators.report import VerifyOutcomeOperator
 from nephoran_maintenance.profile import load_profile
 
 PROFILE = load_profile()
-CONNECTION = "kubernetes_backup"
 DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
 
 
@@ -96,7 +95,7 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
     },
 )
 def backup() -> None:
-    _, verify_stored = backup_steps(PROFILE, kubernetes_connection_id=CONNECTION)
+    _, verify_stored = backup_steps(PROFILE)
     report_operation = ReportBackupOperator(task_id="report_operation", kubernetes_connection_id=CONNECTION)
     verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION, retries=0)
 

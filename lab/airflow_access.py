@@ -48,10 +48,12 @@ def grant_access(
     progress: ReportStage = lambda stage: None,
     *,
     variant: str = "standard",
+    before_change: str = "full",
 ) -> None:
     """Apply deploy/rbac to the lab, and write connections and profile for its Airflow, which sees them at once.
 
-    ``variant`` is the shape that the lab's system is deployed in; the profile describes that shape.
+    ``variant`` is the shape that the lab's system is deployed in; the profile describes that shape. ``before_change`` is
+    what is backed up before a change.
     Safe to repeat: yes; tokens of earlier calls stay valid until they expire.
     """
     cluster = Cluster(config)
@@ -61,7 +63,7 @@ def grant_access(
     instance.home.mkdir(parents=True, exist_ok=True)
     instance.write_connections(connections(config, lambda account: issue_token(cluster, account)))
     if instance.profile is not None:
-        write_profile(config, instance.profile, variant)
+        write_profile(config, instance.profile, variant, before_change=before_change)
 
 
 def issue_token(cluster: Cluster, service_account: str) -> str:
@@ -145,13 +147,19 @@ def _http(url: str, password: str | None = None) -> dict[str, Any]:
 
 
 def write_profile(
-    config: LabConfig, path: Path, variant: str = "standard", gate: str = "off", may_fail: Collection[str] = ()
+    config: LabConfig,
+    path: Path,
+    variant: str = "standard",
+    gate: str = "off",
+    may_fail: Collection[str] = (),
+    before_change: str = "full",
 ) -> None:
     """Write the product's own profile with the addresses and the shape of this lab in it, and its public keys beside it."""
     profile = yaml.safe_load((PROJECT / "include" / "profiles" / "nephoran.yaml").read_text(encoding="utf-8"))
     path.parent.mkdir(parents=True, exist_ok=True)
     backup_keys.write_public(backup_keys.keys(config), path.parent)
     changed = for_lab(for_variant(profile, variant, gate, may_fail), config)
+    changed["backup"]["before_change"] = before_change
     path.write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
 
 

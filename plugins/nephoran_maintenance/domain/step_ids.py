@@ -10,6 +10,7 @@ ROLLBACK_GROUP = "rollback"
 PREFLIGHT_GROUP = "preflight"
 FUNCTIONAL_TEST_GROUP = "functional_test"
 APPROVE_GROUP = "approve"
+PROTECT_GROUP = "protect"
 CHANGE_KINDS = ("policy", "image")
 
 CHECK_REQUEST = "check_request"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from airflow.sdk import TriggerRule
+from typing import Any
+
+from airflow.sdk import TaskGroup, TriggerRule
 
 from nephoran_maintenance.domain.step_ids import (
     CHECK_REQUEST,
+    PROTECT_GROUP,
     RECORD_MANIFEST,
     RELEASE_STAGING,
     VERIFY_STORED_FILES,
@@ -27,11 +30,27 @@ from nephoran_maintenance.profile import SystemProfile
 WEAVIATE = "weaviate"
 
 
-def backup_steps(profile: SystemProfile, *, kubernetes_connection_id: str) -> tuple[BackupStep, BackupStep]:
+CONNECTION = "kubernetes_backup"
+"""Whatever procedure a backup belongs to, it lists the cluster as the ServiceAccount that may do nothing else."""
+
+
+def protect(profile: SystemProfile) -> tuple[BackupStep, BackupStep]:
+    """Make the group that backs the system up before a procedure changes it; return its first and its last step.
+
+    The last step is skipped where the profile says that no backup is made before a change.
+    """
+    with TaskGroup(
+        PROTECT_GROUP, group_display_name="Protect", tooltip="A backup of the system before its first change"
+    ):
+        return backup_steps(profile, before_change=True)
+
+
+def backup_steps(profile: SystemProfile, *, before_change: bool = False) -> tuple[BackupStep, BackupStep]:
     """Make the steps of a backup where they are called, in a DAG or in a group; return the first and the last of them."""
-    account = {"kubernetes_connection_id": kubernetes_connection_id}
-    check_request = CheckBackupOperator(task_id=CHECK_REQUEST, **account)
-    captures = {name: CaptureSourceOperator(task_id=capture_step_id(name), source=name, **account) for name in SOURCES}
+    account: dict[str, Any] = {"kubernetes_connection_id": CONNECTION}
+    about = {**account, "before_change": before_change}
+    check_request = CheckBackupOperator(task_id=CHECK_REQUEST, **about)
+    captures = {name: CaptureSourceOperator(task_id=capture_step_id(name), source=name, **about) for name in SOURCES}
     told = f"ti.xcom_pull(task_ids='{check_request.task_id}')"
     wait_weaviate_backup = WaitWeaviateBackupOperator(
         task_id=WAIT_WEAVIATE_BACKUP,
@@ -43,12 +62,12 @@ def backup_steps(profile: SystemProfile, *, kubernetes_connection_id: str) -> tu
         staging_bucket=profile.backup.staging_bucket,
         **account,
     )
-    release_staging = ReleaseStagingOperator(task_id=RELEASE_STAGING, **account)
+    release_staging = ReleaseStagingOperator(task_id=RELEASE_STAGING, **about)
     # Sources that this type of backup does not have are skipped.
     record_manifest = RecordManifestOperator(
-        task_id=RECORD_MANIFEST, trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **account
+        task_id=RECORD_MANIFEST, trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **about
     )
-    verify_stored = VerifyStoredFilesOperator(task_id=VERIFY_STORED_FILES, **account)
+    verify_stored = VerifyStoredFilesOperator(task_id=VERIFY_STORED_FILES, **about)
 
     at_once = [capture for name, capture in captures.items() if name != WEAVIATE]
     check_request >> at_once >> record_manifest

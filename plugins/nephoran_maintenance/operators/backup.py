@@ -23,6 +23,7 @@ from nephoran_maintenance.domain.openpgp_keys import expiring
 from nephoran_maintenance.domain.report import NOT_MEASURED, Overall, conclusion
 from nephoran_maintenance.domain.step_ids import (
     CHECK_REQUEST,
+    RECORD_MANIFEST,
     RELEASE_STAGING,
     VERIFY_STORED_FILES,
     WAIT_WEAVIATE_BACKUP,
@@ -35,6 +36,7 @@ from nephoran_maintenance.operators.backup_step import BackupStep, Session
 from nephoran_maintenance.operators.base import (
     NEVER_RAN,
     finish_step,
+    journal_of,
     operation_of,
     pull,
     pull_all,
@@ -57,16 +59,29 @@ if TYPE_CHECKING:
 class CheckBackupOperator(BackupStep):
     """Check parameters, keys, the store and the cluster before anything is read.
 
-    Skips the steps of sources that this type of backup does not have. Returns ``{"backup_id", "type", "base_id", "cluster",
+    Skips the steps of sources that this type of backup does not have, and all of them where a procedure needs no backup
+    before its change. Returns ``{"backup_id", "type", "base_id", "cluster",
     "recipients", "expiring", "object_lock", "digest_key_id"}``; ``base_id`` is what Weaviate builds on. Changes nothing.
     Safe to repeat: yes.
     """
 
     def act(self, context: Context) -> Any:
+        if reason := self.why_not(context):
+            self.log.warning("No backup: %s", reason)
+            return finish_step(context, {"not_made": reason}, [self.sibling(step) for step in ALL_AFTER_CHECK])
         request = self.request(context)
         identifier = backup_id(request.type, context["dag_run"].run_after, operation_of(context))
         found = {"backup_id": identifier, "type": request.type, "base_id": "", **self.looked(identifier, request.type)}
         return finish_step(context, found, [self.sibling(step) for step in unneeded_steps(request.type)])
+
+    def why_not(self, context: Context) -> str:
+        """Return why there is no backup before this change; empty when there is one to be made."""
+        if not self.before_change:
+            return ""
+        if self.profile.backup.before_change == "none":
+            return "the profile says that none is made before a change"
+        # A step that was cleared: a backup of what is half changed already must not take the place of the one before.
+        return "the change has begun, and its backup was made before" if journal_of(context, self.journals()) else ""
 
     def looked(self, identifier: str, backup_type: BackupType) -> dict[str, Any]:
         """Return what is found out about cluster, keys and store."""
@@ -102,6 +117,15 @@ class CheckBackupOperator(BackupStep):
             self.log.warning("The key of %s ends at %s: renew it, or nothing can be backed up after that", name, end)
         self.log.info("%s goes to %s", identifier, session.backups.store.url(session.backups.folder(identifier)))
         return found
+
+
+ALL_AFTER_CHECK = (
+    *(capture_step_id(name) for name in SOURCES),
+    WAIT_WEAVIATE_BACKUP,
+    RELEASE_STAGING,
+    RECORD_MANIFEST,
+    VERIFY_STORED_FILES,
+)
 
 
 def unneeded_steps(backup_type: BackupType) -> list[str]:
@@ -234,7 +258,7 @@ def captured_sources(step: BackupStep, context: Context) -> tuple[Source, ...]:
 class RecordManifestOperator(BackupStep):
     """Write and sign the manifest, with which the backup begins to exist.
 
-    Returns ``{"backup_id", "manifest_sha256", "stored_bytes", "member_bytes", "members", "url"}``. Safe to repeat: yes; a
+    Returns ``{"backup_id", "type", "manifest_sha256", "stored_bytes", "member_bytes", "members", "url"}``. Safe to repeat: yes; a
     manifest of the same sources that an earlier try has written is kept.
 
     :raises PermanentError: ``backup-incomplete`` when a source is missing that must not.
@@ -270,6 +294,7 @@ class RecordManifestOperator(BackupStep):
         self.log.info("%s exists: %s", identifier, url)
         return {
             "backup_id": identifier,
+            "type": manifest.type,
             "manifest_sha256": digest,
             "stored_bytes": sum(file.size_bytes for file in manifest.files),
             "member_bytes": sum(archive.member_bytes for archive in archives),

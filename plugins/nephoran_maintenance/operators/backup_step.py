@@ -13,7 +13,7 @@ from nephoran_maintenance.domain.backups import BackupRequest, BackupType
 from nephoran_maintenance.domain.openpgp_keys import Key, PinnedKey
 from nephoran_maintenance.domain.step_ids import CHECK_REQUEST
 from nephoran_maintenance.errors import PermanentError
-from nephoran_maintenance.operators.base import StepOperator, checked_params, pull
+from nephoran_maintenance.operators.base import StepOperator, checked_params, operation_of, pull
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -44,7 +44,15 @@ class Session:
 
 
 class BackupStep(StepOperator):
-    """A step of a backup, alone or inside the group of another procedure."""
+    """A step of a backup, alone or inside the group of another procedure.
+
+    :param before_change: it belongs to another procedure, which is about to change something: type and tag are not the
+        run's parameters.
+    """
+
+    def __init__(self, *, before_change: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.before_change = before_change
 
     def sibling(self, step_id: str) -> str:
         """Return the id of another step of the same backup: below the same group."""
@@ -56,6 +64,8 @@ class BackupStep(StepOperator):
 
         :raises PermanentError: ``parameters-invalid``, naming the parameter.
         """
+        if self.before_change:
+            return BackupRequest(type=self.profile.backup.before_change, tag=f"pre-{operation_of(context)}")
         return checked_params(context, BackupRequest)
 
     def checked(self, context: Context) -> dict[str, Any]:
