@@ -4,21 +4,25 @@
 **Purpose.** Saves the system, configuration and data, encrypted so that only its recipients can open it, signed, and read
 back. A backup exists when its signed manifest does; it counts as *checked* when every byte was read back.
 
-**When to run, when not.** At any time, in every window and freeze. It reads the system and writes into two buckets. While
-it runs, Weaviate goes on answering.
+**When to run, when not.** Every day at 02:30 UTC by itself, and by hand at any time, in every window and freeze. It reads the
+system and writes into two buckets. While it runs, Weaviate goes on answering.
 
 **Before you start.** `backup.recipients`, `backup.signers` and `backup.staging_bucket` in the profile; the connections
 `object_store_backup`, `object_store_staging` and `openpgp_signing`; Weaviate with the module `backup-s3` for the same
 staging bucket; the ServiceAccount of `deploy/rbac/40-backup.yaml`. The bucket of the backups should be versioned and locked.
 
-**Parameters.** `type`: *full* is everything, *config-only* leaves out Weaviate and Prometheus and counts nowhere as a backup
-of the data. `tag` is a word of yours; `keeping` says for how long it is meant, beyond the 90 days that everything is kept.
+**Parameters.** `type`: *full* is everything; *incremental* is what has changed since the newest checked backup, and Weaviate
+building on its own backup before, where the server can (1.37); *auto*, which scheduled runs take, is full on Sundays, when
+there is nothing to build on, and when the chain has `backup.longest_chain` links, else incremental; *config-only* leaves out
+Weaviate and Prometheus and counts nowhere as a backup of the data. `tag` is a word of yours; `keeping` says for how long it
+is meant, beyond the 90 days that everything is kept.
 
 **Steps.**
 
 | step | meaning | if it fails |
 |---|---|---|
-| `check_request` | parameters, recipients' keys, signing key, buckets, cluster and Weaviate; skips what the type does not have | nothing was written; correct what the message names |
+| `check_request` | parameters, recipients' keys, signing key, buckets, cluster and Weaviate; chooses type and parent; skips what the type does not have | nothing was written; correct what the message names |
+| `wait_operation` | a scheduled backup lets a running operation end, for an hour at most; then it is made all the same, and the manifest says which operation was under way | nothing was written; start it again |
 | `wait_weaviate_backup` | Weaviate backs itself up into the staging bucket; waits for its turn, without a worker | there is no backup; the message has Weaviate's own reason |
 | `capture_…` | one source each: read, compressed, encrypted and stored in one stream | nothing of it is stored; a source that may be missing is *failed* in the manifest instead |
 | `release_staging` | takes Weaviate's files out of the staging bucket, whatever happened; descriptors of a good one stay | files in clear still lie there: clear it when the bucket answers again |
@@ -29,16 +33,21 @@ of the data. `tag` is a word of yours; `keeping` says for how long it is meant, 
 
 | source | what | must be there |
 |---|---|---|
-| `kubernetes_objects` | every object of the system's namespaces, all custom resources and definitions, access rules | yes |
+| `kubernetes_objects` | every object of the system's namespaces, all custom resources and definitions, access rules; of an incremental one what was added or changed, and the names of what was deleted | yes |
 | `weaviate` | the files of Weaviate's own backup, all collections | yes |
 | `weaviate_facts` | version, nodes, schema, counts, known items, how much is found by vector | yes |
-| `prometheus` | the last day by range queries, a sample a minute | no |
+| `prometheus` | the last day by range queries, a sample a minute; only in a full one | no |
 | `grafana_dashboards` | dashboards of all namespaces | no |
 
 **Duration and blast radius.** A minute for a small system; with much data about as long as Weaviate's own backup and its
 upload take. Weaviate uses up to half of its processors for it. Nothing in the cluster is changed.
 
 **Verify.** The report says *backed-up*; the bucket has `manifest.json.asc` and `checked.json.asc` in the backup's folder.
+
+**Chains.** An incremental backup is worth only what all links before it are worth: the manifest names its parent by digest,
+and only a parent that was read back whole, as was its own chain, is built on. Weaviate's part of a chain needs the files of
+all links for a restore. Where the staging bucket has lost the descriptors of the parent, Weaviate makes a full one inside
+the incremental backup, and the manifest says so.
 
 **Roll back.** Nothing to roll back. A run that dies leaves files without a manifest, which nothing counts.
 
@@ -63,7 +72,7 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
 @dag(
     dag_display_name="Backup",
     description="Save the system, configuration and data: encrypted, signed, read back",
-    schedule=None,
+    schedule="30 2 * * *",  # UTC
     catchup=False,
     max_active_runs=1,
     tags=["backup", "risk/read-only"],
@@ -73,9 +82,10 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
         "type": Param(
             "full",
             type="string",
-            enum=["full", "config-only"],
+            enum=["full", "incremental", "auto", "config-only"],
             title="Type",
-            description="What is saved: everything, or everything but the data of Weaviate and Prometheus.",
+            description="Everything; what has changed since the backup before; whichever of the two is due; or everything "
+            "but the data of Weaviate and Prometheus. Scheduled runs take auto.",
         ),
         "tag": Param(
             "",

@@ -75,7 +75,7 @@ def changes(dag: Any) -> bool:
 def defers(task: Any) -> bool:
     """Return whether a step can defer: by the code of its class and of those that it inherits from, in this package."""
     own = [cls for cls in type(task).__mro__ if cls.__module__.startswith("nephoran_maintenance")]
-    return any("self.defer(" in inspect.getsource(cls) for cls in own)
+    return any(re.search(r"self\.defer\(|defer_until_free\(self", inspect.getsource(cls)) for cls in own)
 
 
 # ------------------------------------------------------------------------------------------------------------ the files

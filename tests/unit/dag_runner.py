@@ -67,6 +67,7 @@ class DagRunner:
         run_id: str = "manual__2026-11-23",
         replaced: dict[str, Callable[[Any, Any], Any]] | None = None,
         answer: Callable[[str], dict[str, Any]] | None = None,
+        run_type: str = "manual",
     ) -> None:
         self.dag, self.run_id = dag, run_id
         self.params = {**{key: dag.params[key] for key in dag.params}, **params}
@@ -84,7 +85,7 @@ class DagRunner:
             run_after=datetime(2026, 11, 23, 10, 0, tzinfo=UTC),
             start_date=datetime.now(UTC),
             triggering_user_name="operator",
-            run_type=SimpleNamespace(value="manual"),
+            run_type=SimpleNamespace(value=run_type),
         )
         self._parked: list[tuple[Any, TaskInstance, TaskDeferred]] = []
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from nephoran_maintenance.errors import PermanentError
 
 BackupType = Literal["config-only", "incremental", "full"]
+RequestedType = Literal["config-only", "incremental", "full", "auto"]
 KeepingClass = Literal["daily", "weekly", "monthly", "yearly"]
 
 MANIFEST = "manifest.json"
@@ -31,7 +32,7 @@ class BackupRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    type: BackupType = "full"
+    type: RequestedType = "full"
     tag: str = Field("", max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")
     keeping: KeepingClass = "daily"
 

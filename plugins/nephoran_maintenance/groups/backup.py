@@ -12,6 +12,7 @@ from nephoran_maintenance.domain.step_ids import (
     RECORD_MANIFEST,
     RELEASE_STAGING,
     VERIFY_STORED_FILES,
+    WAIT_OPERATION,
     WAIT_WEAVIATE_BACKUP,
     capture_step_id,
 )
@@ -25,6 +26,7 @@ from nephoran_maintenance.operators.backup import (
 )
 from nephoran_maintenance.operators.backup_sources import SOURCES
 from nephoran_maintenance.operators.backup_step import BackupStep
+from nephoran_maintenance.operators.lease import WaitOperationOperator
 from nephoran_maintenance.profile import SystemProfile
 
 WEAVIATE = "weaviate"
@@ -70,8 +72,12 @@ def backup_steps(profile: SystemProfile, *, before_change: bool = False) -> tupl
     verify_stored = VerifyStoredFilesOperator(task_id=VERIFY_STORED_FILES, **about)
 
     at_once = [capture for name, capture in captures.items() if name != WEAVIATE]
-    check_request >> at_once >> record_manifest
-    check_request >> wait_weaviate_backup >> captures[WEAVIATE] >> release_staging >> record_manifest >> verify_stored
+    ready: BackupStep | WaitOperationOperator = check_request
+    if not before_change:
+        ready = WaitOperationOperator(task_id=WAIT_OPERATION, **account)
+        check_request >> ready
+    ready >> at_once >> record_manifest
+    ready >> wait_weaviate_backup >> captures[WEAVIATE] >> release_staging >> record_manifest >> verify_stored
     # The bucket is emptied whatever happened; the manifest needs what was captured all the same.
     captures[WEAVIATE] >> record_manifest
     return check_request, verify_stored

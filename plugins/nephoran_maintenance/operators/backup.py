@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowSkipException
 
-from nephoran_maintenance.domain.backups import BackupType, backup_id
+from nephoran_maintenance.domain.backups import BackupType, RequestedType, backup_id
+from nephoran_maintenance.domain.chain import Choice, chain_of, choose
 from nephoran_maintenance.domain.findings import Finding, Severity
 from nephoran_maintenance.domain.manifest import (
     Cluster,
     Manifest,
     Note,
+    Parent,
     Recipient,
     Source,
     check_complete,
@@ -26,6 +29,7 @@ from nephoran_maintenance.domain.step_ids import (
     RECORD_MANIFEST,
     RELEASE_STAGING,
     VERIFY_STORED_FILES,
+    WAIT_OPERATION,
     WAIT_WEAVIATE_BACKUP,
     capture_step_id,
 )
@@ -52,7 +56,6 @@ if TYPE_CHECKING:
 
     from nephoran_maintenance.domain.members import Member
     from nephoran_maintenance.engine.sources import Source as MemberSource
-    from nephoran_maintenance.hooks.cluster import ClusterHook
     from nephoran_maintenance.profile import SystemProfile
 
 
@@ -60,19 +63,18 @@ class CheckBackupOperator(BackupStep):
     """Check parameters, keys, the store and the cluster before anything is read.
 
     Skips the steps of sources that this type of backup does not have, and all of them where a procedure needs no backup
-    before its change. Returns ``{"backup_id", "type", "base_id", "cluster",
-    "recipients", "expiring", "object_lock", "digest_key_id"}``; ``base_id`` is what Weaviate builds on. Changes nothing.
-    Safe to repeat: yes.
+    before its change. Returns ``{"backup_id", "type", "reason", "parent", "chain", "base_id", "no_base", "cluster",
+    "recipients", "expiring", "object_lock", "digest_key_id"}``: ``chain`` has the ids of all links before this one,
+    ``base_id`` is what Weaviate builds on, ``no_base`` why it does not. Changes nothing. Safe to repeat: yes.
     """
 
     def act(self, context: Context) -> Any:
         if reason := self.why_not(context):
             self.log.warning("No backup: %s", reason)
             return finish_step(context, {"not_made": reason}, [self.sibling(step) for step in ALL_AFTER_CHECK])
-        request = self.request(context)
-        identifier = backup_id(request.type, context["dag_run"].run_after, operation_of(context))
-        found = {"backup_id": identifier, "type": request.type, "base_id": "", **self.looked(identifier, request.type)}
-        return finish_step(context, found, [self.sibling(step) for step in unneeded_steps(request.type)])
+        found = self.looked(context)
+        self.log.info("A backup of the type %s: %s", found["type"], found["reason"])
+        return finish_step(context, found, [self.sibling(step) for step in unneeded_steps(found["type"])])
 
     def why_not(self, context: Context) -> str:
         """Return why there is no backup before this change; empty when there is one to be made."""
@@ -83,22 +85,28 @@ class CheckBackupOperator(BackupStep):
         # A step that was cleared: a backup of what is half changed already must not take the place of the one before.
         return "the change has begun, and its backup was made before" if journal_of(context, self.journals()) else ""
 
-    def looked(self, identifier: str, backup_type: BackupType) -> dict[str, Any]:
-        """Return what is found out about cluster, keys and store."""
-        profile, cluster = self.profile, self.cluster()
-        with_data = backup_type in WITH_DATA
+    def looked(self, context: Context) -> dict[str, Any]:
+        """Return what is found out about cluster, keys and store, and what is decided from it."""
+        profile, cluster, request = self.profile, self.cluster(), self.request(context)
+        with_data = request.type in (*WITH_DATA, "auto")
         about = Cluster(
             name=profile.metadata.name,
             uid=str(cluster.get("Namespace", "kube-system")["metadata"]["uid"]),
             kubernetes_version=cluster.server_version(),
             weaviate_version=self.weaviate().version() if with_data else None,
         )
-        if with_data:
-            self.staging().usage(f"{identifier}/")
         with self.session() as session:
+            choice, chain = self.choice(context, session, request.type, about.uid)
+            identifier = backup_id(choice.type, context["dag_run"].run_after, operation_of(context))
             session.backups.store.list(f"{session.backups.folder(identifier)}/")
             ending = expiring(session.pins, session.recipients, datetime.now(UTC))
             found = {
+                "backup_id": identifier,
+                "type": choice.type,
+                "reason": choice.reason,
+                "parent": choice.parent.model_dump() if choice.parent else None,
+                "chain": chain,
+                **self.base(choice.parent if with_data else None),
                 "cluster": about.model_dump(),
                 "recipients": [
                     Recipient(
@@ -113,10 +121,43 @@ class CheckBackupOperator(BackupStep):
                 "object_lock": session.backups.store.object_lock(),
                 "digest_key_id": session.digest_key_id,
             }
+        if with_data:
+            self.staging().usage(f"{identifier}/")
         for name, end in ending.items():
             self.log.warning("The key of %s ends at %s: renew it, or nothing can be backed up after that", name, end)
         self.log.info("%s goes to %s", identifier, session.backups.store.url(session.backups.folder(identifier)))
         return found
+
+    def choice(
+        self, context: Context, session: Session, requested: RequestedType, cluster_uid: str
+    ) -> tuple[Choice, list[str]]:
+        """Return type and parent of the backup, and the chain that it continues, the full one first."""
+        decide = functools.partial(
+            choose,
+            requested,
+            context["dag_run"].run_after,
+            cluster_uid=cluster_uid,
+            digest_key_id=session.digest_key_id,
+            longest_chain=self.profile.backup.longest_chain,
+        )
+        if requested not in ("incremental", "auto"):
+            return decide(()), []
+        listing = session.backups.list()
+        for identifier, problem in listing.problems.items():
+            self.log.warning("%s does not count: %s", identifier, problem)
+        choice = decide(listing.backups)
+        if choice.parent is None:
+            return choice, []
+        known = {backup.backup_id: backup for backup in listing.backups}
+        return choice, [link.backup_id for link in chain_of(choice.parent.backup_id, known)]
+
+    def base(self, parent: Parent | None) -> dict[str, str]:
+        """Return what Weaviate builds on, or why there is nothing although there is a parent."""
+        if parent is None:
+            return {"base_id": "", "no_base": ""}
+        if self.staging().usage(f"{parent.backup_id}/").objects == 0:
+            return {"base_id": "", "no_base": f"the descriptors of {parent.backup_id} are not in the staging bucket"}
+        return {"base_id": parent.backup_id, "no_base": ""}
 
 
 ALL_AFTER_CHECK = (
@@ -175,8 +216,8 @@ class CaptureSourceOperator(BackupStep):
         kind = SOURCES[self.source]
         started_at = datetime.now(UTC)
         found: dict[str, Any] = {"state": "captured"}
-        source = kind.make(Capturing(self, context))
         with self.session() as session:
+            source = kind.make(Capturing(self, context, session))
             writer = ArchiveWriter(
                 session.backups.store,
                 session.pgp,
@@ -275,7 +316,7 @@ class RecordManifestOperator(BackupStep):
             tag=request.tag,
             keeping=request.keeping,
             operation_id=operation_of(context),
-            operation_under_way=self.operation_under_way(context, self.cluster()),
+            operation_under_way=pull(context, self.sibling(WAIT_OPERATION)) or self.other_operation(context),
             system=profile.metadata.name,
             cluster=Cluster.model_validate(checked["cluster"]),
             started_at=min(source.started_at for source in sources),
@@ -285,6 +326,7 @@ class RecordManifestOperator(BackupStep):
             recipients=tuple(Recipient.model_validate(found) for found in checked["recipients"]),
             digest_key_id=checked["digest_key_id"],
             object_lock=checked["object_lock"],
+            parent=Parent.model_validate(checked["parent"]) if checked["parent"] else None,
             tool_version=VERSION,
         )
         with self.session() as session:
@@ -324,13 +366,6 @@ class RecordManifestOperator(BackupStep):
                 return None
             raise
         return sha256_of(data) if found.sources == manifest.sources else None
-
-    def operation_under_way(self, context: Context, cluster: ClusterHook) -> str | None:
-        """Return who holds the lease on the system now."""
-        lease, now = self.leases(cluster).look()
-        if lease is None or now is None or lease.holder is None:
-            return None
-        return lease.holder if lease.standing(operation_of(context), now) == "held" else None
 
 
 class VerifyStoredFilesOperator(BackupStep):

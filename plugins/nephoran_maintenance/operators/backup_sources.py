@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nephoran_maintenance.domain.backups import BackupType
+from nephoran_maintenance.domain.capture import files_after
 from nephoran_maintenance.domain.step_ids import WAIT_WEAVIATE_BACKUP
 from nephoran_maintenance.domain.weaviate_backup import folder_in_bucket
 from nephoran_maintenance.operators.base import pull
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from nephoran_maintenance.engine.sources import Source as MemberSource
-    from nephoran_maintenance.operators.backup_step import BackupStep
+    from nephoran_maintenance.operators.backup_step import BackupStep, Session
 
 EVERY_TYPE: tuple[BackupType, ...] = ("config-only", "incremental", "full")
 WITH_DATA: tuple[BackupType, ...] = ("incremental", "full")
@@ -28,6 +29,7 @@ class Capturing:
 
     step: BackupStep
     context: Context
+    session: Session
 
 
 MakeSource = Callable[[Capturing], "MemberSource"]
@@ -47,10 +49,14 @@ def kubernetes_objects(of: Capturing) -> MemberSource:
     from nephoran_maintenance.engine.sources import KubernetesObjects
 
     namespaces = of.step.profile.namespaces
+    chain = of.step.checked(of.context)["chain"]
+    before = files_after(of.session.backups.files_of(link, KubernetesObjects.name) for link in chain)
     return KubernetesObjects(
         of.step.cluster(),
         namespaces=list(dict.fromkeys((namespaces.system, namespaces.monitoring))),
         own_namespace=namespaces.maintenance,
+        parent=before if chain else None,
+        digest=of.session.digest,
     )
 
 
@@ -72,13 +78,14 @@ def weaviate_files(of: Capturing) -> MemberSource:
     """Return the files of Weaviate's own backup, which the step before has waited for."""
     from nephoran_maintenance.engine.weaviate_sources import WeaviateFiles
 
+    no_base = of.step.checked(of.context)["no_base"]
     made = pull(of.context, of.step.sibling(WAIT_WEAVIATE_BACKUP))
     staging, weaviate = of.step.staging(), of.step.weaviate()
     return WeaviateFiles(
         staging,
         folder_in_bucket(made["path"], str(staging.bucket), made["backup_id"]),
         live=lambda: [str(found["class"]) for found in weaviate.schema()],
-        about={key: made[key] for key in OF_THE_SENSOR},
+        about={**{key: made[key] for key in OF_THE_SENSOR}, **({"incremental": no_base} if no_base else {})},
     )
 
 

@@ -37,6 +37,12 @@ class Session:
     signing: SigningKey
     digest_key: bytes
 
+    def digest(self, content: bytes) -> str:
+        """Return the digest of a content as inventories have it."""
+        from nephoran_maintenance.hooks.archive import keyed_digest
+
+        return keyed_digest(self.digest_key, hashlib.sha256(content).digest())
+
     @property
     def digest_key_id(self) -> str:
         """Tells whether two backups have digests of the same key, and nothing of the key."""
@@ -66,6 +72,8 @@ class BackupStep(StepOperator):
         """
         if self.before_change:
             return BackupRequest(type=self.profile.backup.before_change, tag=f"pre-{operation_of(context)}")
+        if context["dag_run"].run_type.value == "scheduled":
+            return BackupRequest(type="auto")
         return checked_params(context, BackupRequest)
 
     def checked(self, context: Context) -> dict[str, Any]:

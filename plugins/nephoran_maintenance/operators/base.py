@@ -136,6 +136,13 @@ class StepOperator(BaseOperator):
 
         return LeaseStore(cluster, self.profile)
 
+    def other_operation(self, context: Context) -> str | None:
+        """Return who else holds the lease on the system now."""
+        lease, now = self.leases(self.cluster()).look()
+        if lease is None or now is None or lease.standing(operation_of(context), now) != "held":
+            return None
+        return lease.holder
+
     def quarantine(self, cluster: ClusterHook) -> QuarantineStore:
         from nephoran_maintenance.hooks.quarantine_store import QuarantineStore
 

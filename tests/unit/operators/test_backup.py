@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import yaml
 from nephoran_maintenance.domain.backups import is_backup_id
 from nephoran_maintenance.engine.sources import Source
 from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.hooks.object_store import ObjectStoreHook
 from nephoran_maintenance.operators.backup_sources import SOURCES, SourceKind
 from nephoran_maintenance.settings import PROJECT_ROOT
 from tests.unit.dag_runner import DagRunner
@@ -46,8 +49,15 @@ class Site:
     prometheus: FakePrometheus
     runs: list[DagRunner] = field(default_factory=list)
 
-    def backup(self, replaced: dict[str, Callable[[Any, Any], Any]] | None = None, **params: Any) -> DagRunner:
-        run = DagRunner(self.dag, {"type": "config-only", **params}, replaced=replaced).run()
+    def backup(
+        self,
+        replaced: dict[str, Callable[[Any, Any], Any]] | None = None,
+        run_id: str = "manual__2026-11-23",
+        run_type: str = "manual",
+        **params: Any,
+    ) -> DagRunner:
+        given = {"type": "config-only", **params}
+        run = DagRunner(self.dag, given, replaced=replaced, run_id=run_id, run_type=run_type).run()
         self.runs.append(run)
         assert run.surprises == []
         return run
@@ -60,15 +70,15 @@ class Site:
     def names(self) -> list[str]:
         return sorted(key.rpartition("/")[2] for key in self.s3.objects)
 
-    def stored(self, name: str) -> bytes:
-        return next(data for key, data in self.s3.objects.items() if key.endswith(f"/{name}"))
+    def stored(self, name: str, backup_id: str = "") -> bytes:
+        return next(data for key, data in self.s3.objects.items() if key.endswith(f"{backup_id}/{name}"))
 
-    def manifest(self) -> dict[str, Any]:
-        return dict(json.loads(self.stored("manifest.json")))
+    def manifest(self, backup_id: str = "") -> dict[str, Any]:
+        return dict(json.loads(self.stored("manifest.json", backup_id)))
 
-    def opened(self, source: str) -> dict[str, bytes]:
+    def opened(self, source: str, backup_id: str = "") -> dict[str, bytes]:
         """Return the files of an archive as a recipient gets them."""
-        compressed = plain(self.keys, self.stored(f"{source}.tar.zst.gpg"))
+        compressed = plain(self.keys, self.stored(f"{source}.tar.zst.gpg", backup_id))
         data = subprocess.run(["zstd", "-dc"], input=compressed, capture_output=True, check=True).stdout
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             return {info.name: found.read() for info in archive if (found := archive.extractfile(info))}
@@ -117,6 +127,16 @@ def site(dags: dict[str, Any], keys: KeyMaker, tmp_path: Path, monkeypatch: pyte
     staging, prometheus = FakeS3(data["backup"]["staging_bucket"]), FakePrometheus()
     staging.may_delete = True
     weaviate = BackedUpWeaviate(staging)
+    clients: dict[str | None, Any] = {}
+    new_client = ObjectStoreHook._client.func  # type: ignore[attr-defined]
+
+    def client(self: ObjectStoreHook) -> Any:
+        # Every step makes its own, which takes longer than what is asked of it.
+        if self.connection_id not in clients:
+            clients[self.connection_id] = new_client(self)
+        return clients[self.connection_id]
+
+    monkeypatch.setattr(ObjectStoreHook, "_client", property(client))
     with ExitStack() as stack:
         api, bucket, staged, vectors, metrics = (
             stack.enter_context(serving(server)) for server in (cluster, s3, staging, weaviate, prometheus)
@@ -208,6 +228,101 @@ def test_a_full_backup_has_everything_and_leaves_only_descriptors_in_staging(sit
     assert counts["TelecomKnowledge"]["objects"] == 2
     assert len([path for path in site.opened("prometheus") if path.endswith(".json")]) == 8
     assert "1 were deleted" in str(run.report["findings"])
+
+
+SETTINGS = f"/api/v1/namespaces/{SYSTEM}/configmaps/settings"
+
+
+def id_of(run: DagRunner) -> str:
+    return str(run.results["check_request", "return_value"]["backup_id"])
+
+
+def objects_in(site: Site, run: DagRunner) -> set[str]:
+    files = site.opened("kubernetes-objects", id_of(run))
+    return {path.rpartition("/")[2] for path in files if path.startswith("kubernetes/")}
+
+
+def facts_of(site: Site, run: DagRunner, source: str) -> dict[str, Any]:
+    sources = site.manifest(id_of(run))["sources"]
+    return next(dict(found["facts"]) for found in sources if found["name"] == source)
+
+
+def test_a_chain_has_in_each_link_what_has_changed_since_the_one_before(site: Site) -> None:
+    full = site.backup(type="full", run_id="first")
+    site.cluster.objects[SETTINGS]["data"] = {"a": "c"}
+    secret = site.cluster.objects.pop(f"/api/v1/namespaces/{SYSTEM}/secrets/key")
+    second = site.backup(type="incremental", run_id="second")
+    assert second.failed() == []
+    manifest = site.manifest(id_of(second))
+    assert (manifest["type"], manifest["parent"]["backup_id"], manifest["parent"]["depth"]) == (
+        "incremental",
+        id_of(full),
+        0,
+    )
+    assert objects_in(site, second) == {"settings.json"}
+    facts = facts_of(site, second, "kubernetes-objects")
+    gone = f"kubernetes/objects/namespaces/{SYSTEM}/secrets/key.json"
+    assert (facts["added"], facts["changed"], facts["deleted"]) == (0, 1, [gone])
+    assert site.weaviate.asked[-1] == {"id": id_of(second), "incremental_base_backup_id": id_of(full)}
+    assert facts_of(site, second, "weaviate")["incremental"] == "yes"
+    assert "prometheus" not in {source["name"] for source in manifest["sources"]}
+
+    site.cluster.objects[f"/api/v1/namespaces/{SYSTEM}/secrets/key"] = secret
+    third = site.backup(type="auto", run_id="third")
+    assert site.manifest(id_of(third))["parent"]["depth"] == 1
+    assert objects_in(site, third) == {"key.json"}
+    assert facts_of(site, third, "kubernetes-objects")["deleted"] == []
+
+    staged = {key.partition("/")[0] for key in site.staging.objects}
+    assert staged == {id_of(run) for run in (full, second, third)}
+    assert {key.rpartition(".")[2] for key in site.staging.objects} == {"json"}
+
+
+def test_weaviate_begins_anew_where_staging_has_lost_the_parents_descriptors(site: Site) -> None:
+    site.backup(type="full", run_id="first")
+    site.staging.objects.clear()
+    run = site.backup(type="incremental", run_id="second")
+    assert run.failed() == []
+    assert "incremental_base_backup_id" not in site.weaviate.asked[-1]
+    assert "are not in the staging bucket" in facts_of(site, run, "weaviate")["incremental"]
+
+
+def test_an_inventory_that_is_not_the_signed_one_is_not_built_on(site: Site) -> None:
+    full = site.backup(type="full", run_id="first")
+    key = f"backups/{id_of(full)}/kubernetes-objects.inventory.zst"
+    (version,) = [version for name, version in site.s3.versions if name == key]
+    site.s3.versions[key, version] = site.s3.objects[key][:-1]
+    run = site.backup(type="incremental", run_id="second")
+    assert "[backup-damaged]" in run.error("capture_kubernetes_objects")
+    assert run.states["record_manifest"] == "upstream_failed"
+
+
+def test_an_incremental_backup_without_anything_to_build_on_is_refused(site: Site) -> None:
+    run = site.backup(type="incremental")
+    assert "[no-parent]" in run.error("check_request")
+    assert site.s3.objects == {}
+
+
+@pytest.mark.parametrize(("run_type", "told"), [("scheduled", None), ("manual", "rolling-upgrade-1")])
+def test_only_a_scheduled_run_lets_a_running_operation_end(site: Site, run_type: str, told: str | None) -> None:
+    lease = "/apis/coordination.k8s.io/v1/namespaces/nephoran-maintenance/leases/nephoran"
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    held = {"holderIdentity": "rolling-upgrade-1", "leaseDurationSeconds": 3600, "renewTime": now, "acquireTime": now}
+    found = {"kind": "Lease", "metadata": {"name": "nephoran", "namespace": "nephoran-maintenance"}, "spec": held}
+    site.cluster.put(lease.rpartition("/")[0], found)
+    looks = itertools.count()
+
+    def ends(request: Received) -> Reply | None:
+        if request.path == lease and run_type == "scheduled" and next(looks) == 2:
+            site.cluster.objects[lease]["spec"].pop("holderIdentity")
+        return None
+
+    site.cluster.fail = ends
+    run = site.backup(run_type=run_type)
+    assert run.failed() == []
+    assert site.manifest()["operation_under_way"] == told
+    # What a person asked for, or what is due: without anything to build on that is everything.
+    assert site.manifest()["type"] == {"scheduled": "full", "manual": "config-only"}[run_type]
 
 
 def test_a_config_only_backup_asks_neither_weaviate_nor_staging(site: Site) -> None:
