@@ -9,7 +9,7 @@ import struct
 import tarfile
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -104,7 +104,11 @@ def made_anew(resource: str, item: dict[str, Any]) -> bool:
 
 
 def test_every_object_is_there_as_it_is_in_the_cluster(lab: Lab, full: StoredBackup) -> None:
-    files = full.files("kubernetes-objects")
+    compare_objects(lab, full.files("kubernetes-objects"))
+
+
+def compare_objects(lab: Lab, files: dict[str, bytes]) -> None:
+    """Compare the objects of a backup with everything that kubectl shows."""
     root = "kubernetes/objects/"
     kept = {path.removeprefix(root): json.loads(data) for path, data in files.items() if path.startswith(root)}
     live = live_objects(lab)
@@ -229,6 +233,73 @@ def test_metrics_of_the_last_day_are_there(lab: Lab, full: StoredBackup) -> None
     }
     assert len(live) > 50
     assert live.items() <= kept.items()
+
+
+@pytest.fixture
+def changed(lab: Lab, full: StoredBackup) -> Iterator[str]:
+    """Change the system after its full backup: an object added, one changed, one deleted, a vector added."""
+    where = f"--namespace={SYSTEM}"
+    config_map = {"apiVersion": "v1", "kind": "ConfigMap", "data": {"a": "b"}}
+    lab.kubectl(
+        "apply", "--filename=-", input=json.dumps({**config_map, "metadata": {"name": "added", "namespace": SYSTEM}})
+    )
+    lab.kubectl("label", "service", "rag-api", where, "changed=yes")
+    audit = lab.get("cronjob", "policy-audit", SYSTEM)
+    lab.kubectl("delete", "cronjob", "policy-audit", where)
+    object_id = str(uuid.uuid4())
+    with seed.client(lab.config) as weaviate:
+        added = {"class": "IntentPatterns", "id": object_id, "vector": [float(n) for n in range(64)], "properties": {}}
+        weaviate.post("/v1/objects", json=added, params={"consistency_level": "ALL"}).raise_for_status()
+        yield object_id
+        weaviate.delete(f"/v1/objects/IntentPatterns/{object_id}").raise_for_status()
+    lab.kubectl("delete", "configmap", "added", where)
+    lab.kubectl("label", "service", "rag-api", where, "changed-")
+    for field in ("uid", "resourceVersion", "creationTimestamp", "managedFields", "generation"):
+        audit["metadata"].pop(field, None)
+    lab.kubectl("apply", "--server-side", "--force-conflicts", "--filename=-", input=json.dumps(audit))
+
+
+def test_an_incremental_backup_and_its_parent_are_the_live_system(
+    lab: Lab, upgrades: Upgrades, full: StoredBackup, changed: str
+) -> None:
+    found = made(lab, upgrades, type="incremental")
+    assert found.manifest["parent"]["backup_id"] == full.backup_id
+    root = "kubernetes/objects/"
+    before, since = (one.files("kubernetes-objects") for one in (full, found))
+    differing = {path.removeprefix(root) for path in since if path.startswith(root)}
+    assert differing == {f"namespaces/{SYSTEM}/configmaps/added.json", f"namespaces/{SYSTEM}/services/rag-api.json"}
+    deleted = found.sources["kubernetes-objects"]["facts"]["deleted"]
+    assert deleted == [f"{root}namespaces/{SYSTEM}/cronjobs.batch/policy-audit.json"]
+    kept = {path: data for path, data in {**before, **since}.items() if path not in deleted}
+    compare_objects(lab, kept)
+    facts = found.sources["weaviate"]["facts"]
+    assert (facts["incremental"], facts["base_backup_id"]) == ("yes", full.backup_id)
+    segments, older = (object_segments(one.files("weaviate")) for one in (found, full))
+    with seed.client(lab.config) as weaviate:
+        for (node, collection), content in segments.items():
+            both = content + older.get((node, collection), b"")
+            live = list(all_objects(weaviate, collection))
+            lost = [one["id"] for one in live if as_stored(one["vector"]) not in vectors_of(one["id"], both)]
+            assert lost == [], f"{collection} on {node}"
+    added = [content for (_, collection), content in segments.items() if collection == "IntentPatterns"]
+    assert len(added) == 3
+    assert all(list(vectors_of(changed, content)) for content in added)
+
+
+def test_a_backup_says_which_operation_was_under_way(lab: Lab, upgrades: Upgrades) -> None:
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    times = {"leaseDurationSeconds": 3600, "acquireTime": now, "renewTime": now, "leaseTransitions": 1}
+    where = {"name": "nephoran", "namespace": "nephoran-maintenance"}
+    lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": where}
+    spec = {"holderIdentity": "rolling-upgrade-of-a-test", **times}
+    lab.kubectl(
+        "apply", "--server-side", "--force-conflicts", "--filename=-", input=json.dumps({**lease, "spec": spec})
+    )
+    try:
+        found = made(lab, upgrades, type="config-only")
+    finally:
+        lab.kubectl("delete", "lease", "nephoran", "--namespace=nephoran-maintenance")
+    assert found.manifest["operation_under_way"] == "rolling-upgrade-of-a-test"
 
 
 def test_config_only_leaves_the_data_out(lab: Lab, upgrades: Upgrades) -> None:

@@ -104,9 +104,8 @@ class BackedUpWeaviate(FakeWeaviate):
         return self.answer(backup_id)
 
     def answer(self, backup_id: str) -> dict[str, Any]:
-        base = json.loads(self.staging.objects[f"{backup_id}/backup_config.json"])["baseBackupId"]
         times = {"startedAt": "2026-11-23T10:00:00.5Z", "completedAt": "2026-11-23T10:00:02Z"}
         path = f"s3://{self.staging.bucket}/{backup_id}"
         error = "" if self.status == "SUCCESS" else "disk full"
-        about = {"path": path, "error": error, "incremental_base_backup_id": base, **times}
-        return {"id": backup_id, "status": self.status, **about}
+        # Like 1.39 it does not say here what it was built on.
+        return {"id": backup_id, "status": self.status, "path": path, "error": error, **times}

@@ -195,6 +195,8 @@ class WeaviateFiles(Source):
             "nodes": expected,
             "collections": sorted(collections),
         }
+        if whole.get("baseBackupId"):
+            self.facts["incremental"] = "yes"  # Weaviate 1.39 tells it in the descriptor alone
         if self.live is not None:
             self.facts["collections_added_meanwhile"] = sorted(set(self.live()) - collections)
 

@@ -243,7 +243,7 @@ def test_a_backup_that_was_cleared_already_is_not_taken_for_whole(
 
 
 def test_tells_which_collections_were_added_meanwhile(staging: StagingBucket) -> None:
-    source = WeaviateFiles(staging, PREFIX, live=lambda: ["A", "C", "B"], about={"incremental": "yes"})
+    source = WeaviateFiles(staging, PREFIX, live=lambda: ["A", "C", "B"], about={"incremental": "not said"})
     read(source)
     assert source.outcome.facts["collections_added_meanwhile"] == ["C"]
     assert source.outcome.facts["incremental"] == "yes"
