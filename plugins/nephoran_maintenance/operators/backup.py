@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowSkipException
 
-from nephoran_maintenance.domain.backups import BackupType, RequestedType, backup_id
+from nephoran_maintenance.domain.backups import BackupType, RequestedType, backup_id, left_in_staging
 from nephoran_maintenance.domain.chain import Choice, chain_of, choose
 from nephoran_maintenance.domain.findings import Finding, Severity
 from nephoran_maintenance.domain.manifest import (
@@ -268,8 +268,9 @@ def present(source: MemberSource) -> Iterator[Member]:
 class ReleaseStagingOperator(BackupStep):
     """Take Weaviate's files out of the staging bucket again, also when nothing came of the backup.
 
-    Of a backup that was captured the descriptors stay, on which an incremental one can build. Returns ``{"deleted",
-    "seconds"}``: how many objects, and how long the first of them may have lain there. Safe to repeat: yes.
+    Of a backup that was captured the descriptors stay, on which an incremental one can build. What a dead run or a chain
+    that is over has left there goes too. Returns ``{"deleted", "seconds"}``: how many objects, and how long the files of this
+    backup may have lain there. Safe to repeat: yes.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -284,6 +285,10 @@ class ReleaseStagingOperator(BackupStep):
         staging, identifier = self.staging(), self.backup_id(context)
         folder = folder_in_bucket(str(made.get("path") or ""), str(staging.bucket), identifier)
         deleted = staging.clear(folder, keep_descriptors=captured)
+        root = folder.removesuffix(f"{identifier}/")
+        there = {file.key.removeprefix(root).partition("/")[0] for file in staging.files(root)}
+        left = left_in_staging(sorted(there), identifier, self.checked(context)["chain"])
+        deleted += sum(staging.clear(f"{root}{name}/", keep_descriptors=keep) for name, keep in left.items())
         began = datetime.fromisoformat(made["started_at"]) if made.get("started_at") else None
         seconds = round((datetime.now(UTC) - began).total_seconds(), 1) if began else NOT_MEASURED
         self.log.info("%d objects of %s are out of the staging bucket after %s s", deleted, identifier, seconds)

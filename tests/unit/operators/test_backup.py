@@ -203,6 +203,7 @@ class FakePrometheus:
 
 
 def test_a_full_backup_has_everything_and_leaves_only_descriptors_in_staging(site: Site) -> None:
+    site.staging.put("full-20261120t100000z-1a2b3c/weaviate-0/TelecomKnowledge/chunk-1", b"of a run that died")
     run = site.backup(type="full")
     assert run.failed() == []
     assert [source["name"] for source in site.manifest()["sources"] if source["state"] != "captured"] == [
@@ -227,7 +228,7 @@ def test_a_full_backup_has_everything_and_leaves_only_descriptors_in_staging(sit
     counts = json.loads(site.opened("weaviate-facts")["weaviate/collections.json"])
     assert counts["TelecomKnowledge"]["objects"] == 2
     assert len([path for path in site.opened("prometheus") if path.endswith(".json")]) == 8
-    assert "1 were deleted" in str(run.report["findings"])
+    assert "2 were deleted" in str(run.report["findings"])
 
 
 SETTINGS = f"/api/v1/namespaces/{SYSTEM}/configmaps/settings"
