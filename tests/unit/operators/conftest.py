@@ -55,6 +55,12 @@ def nothing(step: Any, context: Any) -> None:
     return None
 
 
+def passed_before_the_change(dag: Any) -> dict[str, Step]:
+    """Return what stands for the steps that have tests of their own: preflight has passed, and the backup is made."""
+    checks = {t: no_findings for t in dag.task_ids if t.startswith("preflight.check_")}
+    return {**checks, **{t: nothing for t in dag.task_ids if t.startswith("protect.")}}
+
+
 @dataclass(frozen=True)
 class Question:
     """What a step has asked in Airflow's required actions."""
@@ -118,11 +124,9 @@ class System:
     def upgrade(
         self, *, replaced: dict[str, Step] | None = None, run_id: str = "manual__2026-11-23", **params: Any
     ) -> DagRunner:
-        """Run the rolling upgrade to v2; its preflight has passed, which has tests of its own."""
+        """Run the rolling upgrade to v2, with all that comes before the change passed."""
         dag = self.dags["rolling_upgrade"]
-        passed = {t: no_findings for t in dag.task_ids if t.startswith("preflight.check_")}
-        # The backup before the change too.
-        passed |= {t: nothing for t in dag.task_ids if t.startswith("protect.")}
+        passed = passed_before_the_change(dag)
         given = {"mode": "apply", "components": COMPONENTS, "version": "v2", **params}
         return DagRunner(
             dag, given, replaced={**passed, **(replaced or {})}, run_id=run_id, answer=self.persons.answer
