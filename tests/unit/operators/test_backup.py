@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from nephoran_maintenance.engine.sources import Source
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.hooks.object_store import ObjectStoreHook
 from nephoran_maintenance.operators.backup_sources import SOURCES, SourceKind
+from nephoran_maintenance.operators.backup_step import BackupStep, Session
 from nephoran_maintenance.settings import PROJECT_ROOT
 from tests.unit.dag_runner import DagRunner
 from tests.unit.fake_weaviate import BackedUpWeaviate
@@ -137,6 +139,20 @@ def site(dags: dict[str, Any], keys: KeyMaker, tmp_path: Path, monkeypatch: pyte
         return clients[self.connection_id]
 
     monkeypatch.setattr(ObjectStoreHook, "_client", property(client))
+    new_session = BackupStep.session
+    sessions: dict[tuple[bytes, ...], Session] = {}
+
+    @contextmanager
+    def session(self: BackupStep) -> Iterator[Session]:
+        # Every step opens gpg with all keys anew, which takes longer than what it does with them.
+        made_of = [path.read_bytes() for path in sorted(tmp_path.glob("*.*"))]
+        made_of += [os.environ.get(f"AIRFLOW_CONN_OPENPGP_{name}", "").encode() for name in ("SIGNING", "PASSPHRASE")]
+        key = tuple(made_of)
+        if key not in sessions:
+            sessions[key] = stack.enter_context(new_session(self))
+        yield sessions[key]
+
+    monkeypatch.setattr(BackupStep, "session", session)
     with ExitStack() as stack:
         api, bucket, staged, vectors, metrics = (
             stack.enter_context(serving(server)) for server in (cluster, s3, staging, weaviate, prometheus)
