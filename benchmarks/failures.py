@@ -55,7 +55,7 @@ def main() -> None:
     cluster, airflow = Cluster(config, progress=progress), Airflow.of_lab(config, progress)
     try:
         cluster.up(variant=VARIANT)
-        grant_access(config, airflow.instance, progress, variant=VARIANT)
+        grant_access(config, airflow.instance, progress, variant=VARIANT, before_change="none")
         airflow.up()
         publish("failures", measure(cluster, airflow.client(), rounds, progress))
     finally:

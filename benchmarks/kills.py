@@ -447,7 +447,7 @@ def main() -> None:
     airflow.instance = dataclasses.replace(defaults, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     try:
         cluster.up(variant=VARIANT)
-        grant_access(config, airflow.instance, progress, variant=VARIANT)
+        grant_access(config, airflow.instance, progress, variant=VARIANT, before_change="none")
         set_profile(airflow, LEASE)
         airflow.up()
         matrix = Matrix(cluster, airflow)

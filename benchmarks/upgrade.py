@@ -64,7 +64,7 @@ def main() -> None:
     cluster, airflow = Cluster(config, progress=progress), Airflow.of_lab(config, progress)
     try:
         cluster.up()
-        grant_access(config, airflow.instance, progress)
+        grant_access(config, airflow.instance, progress, before_change="none")
         airflow.up()
         publish("upgrade", measure(cluster, airflow, rounds, progress))
     finally:

@@ -62,7 +62,7 @@ def main() -> None:
         )
         for controller in ("kube-controller-manager", "kube-scheduler"):
             cluster.supervisor.stop(controller)
-        grant_access(config, airflow.instance, progress)
+        grant_access(config, airflow.instance, progress, before_change="none")
         cluster.apply(deployment(number) for number in range(WORKLOADS))
         progress(f"{WORKLOADS} Deployments are there")
         airflow.up()

@@ -1,32 +1,53 @@
 """
 # Backup
 
-**Purpose.** Saves the configuration of the system, encrypted so that only its recipients can open it, signed, and read back.
-A backup exists when its signed manifest does; it counts as *checked* when every byte was read back.
+**Purpose.** Saves the system, configuration and data, encrypted so that only its recipients can open it, signed, and read
+back. A backup exists when its signed manifest does; it counts as *checked* when every byte was read back.
 
-**When to run, when not.** At any time, in every window and freeze. It reads the cluster and writes into the bucket alone.
-Today it makes `config-only` backups: Kubernetes objects with Secrets, custom resources, definitions and access rules, and
-the dashboards. Weaviate's data is not in it yet.
+**When to run, when not.** Every day at 02:30 UTC by itself, and by hand at any time, in every window and freeze. It reads the
+system and writes into two buckets. While it runs, Weaviate goes on answering.
 
-**Before you start.** `backup.recipients` and `backup.signers` in the profile, the connections `object_store_backup` and
-`openpgp_signing`, the ServiceAccount of `deploy/rbac/40-backup.yaml`. The bucket should be versioned and locked.
+**Before you start.** `backup.recipients`, `backup.signers` and `backup.staging_bucket` in the profile; the connections
+`object_store_backup`, `object_store_staging` and `openpgp_signing`; Weaviate with the module `backup-s3` for the same
+staging bucket; the ServiceAccount of `deploy/rbac/40-backup.yaml`. The bucket of the backups should be versioned and locked.
 
-**Parameters.** `tag` is a word of yours; `keeping` says for how long it is meant, beyond the 90 days that everything is kept.
+**Parameters.** `type`: *full* is everything; *incremental* is what has changed since the newest checked backup, and Weaviate
+building on its own backup before, where the server can (1.37); *auto*, which scheduled runs take, is full on Sundays, when
+there is nothing to build on, and when the chain has `backup.longest_chain` links, else incremental; *config-only* leaves out
+Weaviate and Prometheus and counts nowhere as a backup of the data. `tag` is a word of yours; `keeping` says for how long it
+is meant, beyond the 90 days that everything is kept.
 
 **Steps.**
 
 | step | meaning | if it fails |
 |---|---|---|
-| `check_request` | parameters, recipients' keys, signing key, bucket and cluster | nothing was written; correct what the message names |
+| `check_request` | parameters, recipients' keys, signing key, buckets, cluster and Weaviate; chooses type and parent; skips what the type does not have | nothing was written; correct what the message names |
+| `wait_operation` | a scheduled backup lets a running operation end, for an hour at most; then it is made all the same, and the manifest says which operation was under way | nothing was written; start it again |
+| `wait_weaviate_backup` | Weaviate backs itself up into the staging bucket; waits for its turn, without a worker | there is no backup; the message has Weaviate's own reason |
 | `capture_…` | one source each: read, compressed, encrypted and stored in one stream | nothing of it is stored; a source that may be missing is *failed* in the manifest instead |
+| `release_staging` | takes Weaviate's files out of the staging bucket, whatever happened; descriptors of a good one stay | files in clear still lie there: clear it when the bucket answers again |
 | `record_manifest` | writes and signs the manifest | there is no backup; clear it when the cause is gone |
 | `verify_stored_files` | reads every file back and compares it, then leaves the signed note *checked* | the message names the damaged file; the backup does not count |
 | `report_operation` | JSON and HTML report | clear it: it only writes the report again |
 | `verify_outcome` | red when any step failed | it is meant to fail: open the report |
 
-**Duration and blast radius.** Seconds for some thousand objects. Changes nothing in the cluster.
+| source | what | must be there |
+|---|---|---|
+| `kubernetes_objects` | every object of the system's namespaces, all custom resources and definitions, access rules; of an incremental one what was added or changed, and the names of what was deleted | yes |
+| `weaviate` | the files of Weaviate's own backup, all collections | yes |
+| `weaviate_facts` | version, nodes, schema, counts, known items, how much is found by vector | yes |
+| `prometheus` | the last day by range queries, a sample a minute; only in a full one | no |
+| `grafana_dashboards` | dashboards of all namespaces | no |
+
+**Duration and blast radius.** A minute for a small system; with much data about as long as Weaviate's own backup and its
+upload take. Weaviate uses up to half of its processors for it. Nothing in the cluster is changed.
 
 **Verify.** The report says *backed-up*; the bucket has `manifest.json.asc` and `checked.json.asc` in the backup's folder.
+
+**Chains.** An incremental backup is worth only what all links before it are worth: the manifest names its parent by digest,
+and only a parent that was read back whole, as was its own chain, is built on. Weaviate's part of a chain needs the files of
+all links for a restore. Where the staging bucket has lost the descriptors of the parent, Weaviate makes a full one inside
+the incremental backup, and the manifest says so.
 
 **Roll back.** Nothing to roll back. A run that dies leaves files without a manifest, which nothing counts.
 
@@ -39,27 +60,19 @@ from datetime import timedelta
 
 from airflow.sdk import Param, dag
 
-from nephoran_maintenance.domain.step_ids import capture_step_id
-from nephoran_maintenance.operators.backup import (
-    SOURCES,
-    CaptureSourceOperator,
-    CheckBackupOperator,
-    RecordManifestOperator,
-    ReportBackupOperator,
-    VerifyStoredFilesOperator,
-)
+from nephoran_maintenance.groups.backup import CONNECTION, backup_steps
+from nephoran_maintenance.operators.backup import ReportBackupOperator
 from nephoran_maintenance.operators.report import VerifyOutcomeOperator
 from nephoran_maintenance.profile import load_profile
 
-load_profile()  # read when the step runs; a bad one is an import error with its line, as in every procedure
-CONNECTION = "kubernetes_backup"
+PROFILE = load_profile()
 DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
 
 
 @dag(
     dag_display_name="Backup",
-    description="Save the system's configuration: encrypted, signed, read back",
-    schedule=None,
+    description="Save the system, configuration and data: encrypted, signed, read back",
+    schedule="30 2 * * *",  # UTC
     catchup=False,
     max_active_runs=1,
     tags=["backup", "risk/read-only"],
@@ -67,11 +80,12 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
     default_args=DEFAULTS,
     params={
         "type": Param(
-            "config-only",
+            "full",
             type="string",
-            enum=["config-only"],
+            enum=["full", "incremental", "auto", "config-only"],
             title="Type",
-            description="What is saved: config-only is everything but the data of Weaviate and Prometheus.",
+            description="Everything; what has changed since the backup before; whichever of the two is due; or everything "
+            "but the data of Weaviate and Prometheus. Scheduled runs take auto.",
         ),
         "tag": Param(
             "",
@@ -91,17 +105,11 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
     },
 )
 def backup() -> None:
-    check_request = CheckBackupOperator(task_id="check_request", kubernetes_connection_id=CONNECTION)
-    captures = [
-        CaptureSourceOperator(task_id=capture_step_id(name), source=name, kubernetes_connection_id=CONNECTION)
-        for name in SOURCES
-    ]
-    record_manifest = RecordManifestOperator(task_id="record_manifest", kubernetes_connection_id=CONNECTION)
-    verify_stored = VerifyStoredFilesOperator(task_id="verify_stored_files", kubernetes_connection_id=CONNECTION)
+    _, verify_stored = backup_steps(PROFILE)
     report_operation = ReportBackupOperator(task_id="report_operation", kubernetes_connection_id=CONNECTION)
     verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION, retries=0)
 
-    check_request >> captures >> record_manifest >> verify_stored >> report_operation >> verify_outcome
+    verify_stored >> report_operation >> verify_outcome
 
 
 backup()

@@ -9,7 +9,7 @@ that the profile calls *may fail* goes back alone.
 component is rolling or paused, and not for another *minor* version of Weaviate: that needs its own procedure, because an
 older Weaviate may not read what a newer one has written.
 
-**Before you start.** Push the images to the registry. Run `preflight`, then this procedure with `mode = plan`, and read
+**Before you start.** Push the images to the registry. See that `backup` works: without a new backup nothing is changed. Run `preflight`, then this procedure with `mode = plan`, and read
 the difference of each component in the report.
 
 **Parameters.** See the trigger form; the defaults change nothing (`mode = plan`).
@@ -26,6 +26,7 @@ the difference of each component in the report.
 | `acquire_lease` | takes the lease on the system; with `if_busy = wait` it waits for another operation to end | nothing was changed; the message names the owner |
 | `hold_lease` | renews the lease for as long as the run lives | the run goes on; its writes are refused once a recovery has taken over |
 | `recheck_plan` | findings and plan once more, with the lease in hand: what was approved is what is done | nothing was changed; the message shows the difference; start a new run |
+| `protect` | a backup of the whole system, tagged `pre-<operation id>`: encrypted, signed, read back; the steps are those of `backup`; the profile's `backup.before_change` says what is saved | nothing was changed, and the lease is given back; correct what the message names, then start a new run |
 | `record_before_state` | the journal: what is there, what is intended | nothing was changed; check the rights on `nephoran-maintenance` |
 | `measure_traffic` | steady requests through the whole chain, for as long as anything changes | the run turns red, the change itself is not affected |
 | `apply_policy`, `wait_policy` | the profile's rolling-update policy, only where the live object differs | every changed component is rolled back |
@@ -41,7 +42,8 @@ the difference of each component in the report.
 | `release_lease` | gives the lease back, only when nothing is left to do | the operation is still open: `recover_operation` takes it up within two minutes |
 | `verify_outcome` | red when any step failed, also after a good rollback | it is meant to fail: open the report |
 
-**Duration and blast radius.** About a minute per component with the default probe delays and grace periods, plus one
+**Duration and blast radius.** The backup first: half a minute with little data, as long as Weaviate's own backup and its
+upload with much. Then about a minute per component with the default probe delays and grace periods, plus one
 per replica of Weaviate, plus 5 minutes (`gate.duration_seconds`) for each gate. At most one pod more, never one less, than wanted of each component.
 
 **Verify.** `report_operation` has a link to the report: failed requests, longest gap, digests before and after,
@@ -67,6 +69,7 @@ from airflow.sdk import Param, TaskGroup, TriggerRule, dag
 
 from nephoran_maintenance.domain.order import in_order
 from nephoran_maintenance.groups.approval import approval
+from nephoran_maintenance.groups.backup import protect
 from nephoran_maintenance.groups.component_upgrade import GATE_RETRIES, upgrade_in_order
 from nephoran_maintenance.groups.functional_test import functional_test
 from nephoran_maintenance.groups.preflight import preflight
@@ -191,7 +194,13 @@ def rolling_upgrade() -> None:
     )
     hold_lease = HoldLeaseOperator(task_id="hold_lease", kubernetes_connection_id=CONNECTION)
     recheck_plan = RecheckPlanOperator(task_id="recheck_plan", kubernetes_connection_id=CONNECTION)
-    record_before_state = RecordBeforeStateOperator(task_id="record_before_state", kubernetes_connection_id=CONNECTION)
+    check_backup, backed_up = protect(PROFILE)
+    # The profile may say that no backup is made: then the group is skipped, and the plan that was rechecked counts.
+    record_before_state = RecordBeforeStateOperator(
+        task_id="record_before_state",
+        kubernetes_connection_id=CONNECTION,
+        trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
+    )
     measure_traffic = MeasureTrafficOperator(task_id="measure_traffic", kubernetes_connection_id=CONNECTION)
     with TaskGroup(
         "components", group_display_name="Components", tooltip="One after the other, in the profile's order"
@@ -208,7 +217,8 @@ def rolling_upgrade() -> None:
 
     check_request >> recover_operations >> ready >> plan_changes >> approved >> acquire_lease
     # The second step is skipped a moment before the first has ended: the lease waits for both.
-    approved.get_child_by_label("wait_approval") >> acquire_lease >> recheck_plan >> record_before_state
+    approved.get_child_by_label("wait_approval") >> acquire_lease >> recheck_plan >> check_backup
+    [recheck_plan, backed_up] >> record_before_state
     # From record_before_state through all components: see upgrade_in_order.
     settled >> tested >> verify_metrics
     # The group ends with the deletion, which runs whatever happened: what it waited for must have succeeded too.

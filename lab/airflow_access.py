@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from lab import backup_keys, buckets
 from lab.airflow_settings import APPROVERS, AirflowInstance
 from lab.cluster import Cluster
 from lab.config import PROJECT, LabConfig
@@ -22,14 +23,13 @@ from lab.system.profiles import for_variant
 
 MAINTENANCE_NAMESPACE = "nephoran-maintenance"
 SYSTEM_NAMESPACE = "nephoran-system"
-REPORTS_BUCKET = "nephoran-reports"
-"""One of the buckets that the lab's object store starts with."""
 
 SERVICE_ACCOUNTS = {
     "kubernetes_preflight": "preflight",
     "kubernetes_rolling_upgrade": "rolling-upgrade",
     "kubernetes_recover_operation": "recover-operation",
     "kubernetes_rollback": "rollback",
+    "kubernetes_backup": "backup",
 }
 """Airflow connection to the ServiceAccount behind it."""
 
@@ -48,10 +48,12 @@ def grant_access(
     progress: ReportStage = lambda stage: None,
     *,
     variant: str = "standard",
+    before_change: str = "full",
 ) -> None:
     """Apply deploy/rbac to the lab, and write connections and profile for its Airflow, which sees them at once.
 
-    ``variant`` is the shape that the lab's system is deployed in; the profile describes that shape.
+    ``variant`` is the shape that the lab's system is deployed in; the profile describes that shape. ``before_change`` is
+    what is backed up before a change.
     Safe to repeat: yes; tokens of earlier calls stay valid until they expire.
     """
     cluster = Cluster(config)
@@ -61,7 +63,7 @@ def grant_access(
     instance.home.mkdir(parents=True, exist_ok=True)
     instance.write_connections(connections(config, lambda account: issue_token(cluster, account)))
     if instance.profile is not None:
-        write_profile(config, instance.profile, variant)
+        write_profile(config, instance.profile, variant, before_change=before_change)
 
 
 def issue_token(cluster: Cluster, service_account: str) -> str:
@@ -99,12 +101,6 @@ def kubeconfig(config: LabConfig, token: str) -> dict[str, Any]:
 
 def connections(config: LabConfig, token_of: Callable[[str], str]) -> dict[str, dict[str, Any]]:
     """Return every connection that the procedures use, in the shape of Airflow's local filesystem backend."""
-    s3 = {
-        "endpoint_url": config.s3_endpoint,
-        "region_name": "us-east-1",
-        # versitygw serves buckets by path; their names as host names would need DNS.
-        "config_kwargs": {"s3": {"addressing_style": "path"}},
-    }
     return {
         **{
             connection: {"conn_type": "kubernetes", "extra": {"kube_config": kubeconfig(config, token_of(account))}}
@@ -114,11 +110,29 @@ def connections(config: LabConfig, token_of: Callable[[str], str]) -> dict[str, 
         "prometheus_default": _http(config.prometheus_url),
         "llm_provider": _http(config.llm_provider_url, config.secret("llm-provider-key")),
         "image_registry_default": _http(f"http://{config.registry}"),
-        "object_store_reports": {
-            "conn_type": "aws",
-            "login": config.secret("s3-access-key"),
-            "password": config.secret("s3-secret-key"),
-            "extra": s3,
+        "object_store_reports": _s3(config),
+        "object_store_backup": _s3(config, buckets.UPLOADER),
+        "object_store_retention": _s3(config, buckets.RETENTION),
+        "object_store_staging": _s3(config, buckets.STAGER),
+        "openpgp_signing": {
+            "conn_type": "generic",
+            "password": config.secret(backup_keys.PASSPHRASE),
+            "extra": {"private_key": backup_keys.keys(config)[backup_keys.SIGNER].private},
+        },
+    }
+
+
+def _s3(config: LabConfig, account: buckets.Account | None = None) -> dict[str, Any]:
+    """Return the connection of an account, by default of the store's administrator."""
+    return {
+        "conn_type": "aws",
+        "login": account.name if account else config.secret("s3-access-key"),
+        "password": account.secret(config) if account else config.secret("s3-secret-key"),
+        "extra": {
+            "endpoint_url": config.s3_endpoint,
+            "region_name": buckets.S3_REGION,
+            # versitygw serves buckets by path; their names as host names would need DNS.
+            "config_kwargs": {"s3": {"addressing_style": "path"}},
         },
     }
 
@@ -133,12 +147,19 @@ def _http(url: str, password: str | None = None) -> dict[str, Any]:
 
 
 def write_profile(
-    config: LabConfig, path: Path, variant: str = "standard", gate: str = "off", may_fail: Collection[str] = ()
+    config: LabConfig,
+    path: Path,
+    variant: str = "standard",
+    gate: str = "off",
+    may_fail: Collection[str] = (),
+    before_change: str = "full",
 ) -> None:
-    """Write the product's own profile with the addresses and the shape of this lab in it."""
+    """Write the product's own profile with the addresses and the shape of this lab in it, and its public keys beside it."""
     profile = yaml.safe_load((PROJECT / "include" / "profiles" / "nephoran.yaml").read_text(encoding="utf-8"))
     path.parent.mkdir(parents=True, exist_ok=True)
+    backup_keys.write_public(backup_keys.keys(config), path.parent)
     changed = for_lab(for_variant(profile, variant, gate, may_fail), config)
+    changed["backup"]["before_change"] = before_change
     path.write_text(yaml.safe_dump(changed, sort_keys=False), encoding="utf-8")
 
 
@@ -155,7 +176,9 @@ def for_lab(profile: Mapping[str, Any], config: LabConfig) -> dict[str, Any]:
     changed["probe"]["url"] = f"{config.llm_processor_url}/process"
     changed["vantage_point"] = {"image": f"{config.registry}/{':'.join(FETCH)}"}
     changed["registry"] = {"plain_http": True}
-    changed["reports"]["bucket"] = REPORTS_BUCKET
+    changed["backup"] |= {"bucket": buckets.BACKUPS, "staging_bucket": buckets.STAGING}
+    changed["backup"] |= backup_keys.pins(backup_keys.keys(config))
+    changed["reports"]["bucket"] = buckets.REPORTS
     # The categories stay: minor, which runs in the lab have unless they ask for another, waits for nobody.
     changed["approvers"] = ["admin", *APPROVERS]
     return changed

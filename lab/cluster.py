@@ -20,7 +20,7 @@ from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any
 
-from lab import cgroups, control_plane, network, node, packages, pki, services
+from lab import buckets, cgroups, control_plane, network, node, packages, pki, services
 from lab.config import PROJECT, LabConfig
 from lab.failure import LabError
 from lab.processes import Process, SupervisorClient, read_record, wait_gone
@@ -249,7 +249,7 @@ class Cluster:
         services.start_object_store(self.config, self.supervisor, tools)
         services.start_llm_provider(self.config, self.supervisor)
         services.wait_for_services(self.config, self.supervisor)
-        services.make_buckets(self.config)
+        buckets.make_all(self.config)
         self._progress("registry, object store and LLM provider ready")
 
     def _start_supervisor(self) -> int:

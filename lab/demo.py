@@ -1,4 +1,5 @@
-"""Show the product's main job from nothing: a real cluster, Airflow, and a rolling upgrade without downtime.
+"""Show the product's main job from nothing: a real cluster, Airflow, and a rolling upgrade without downtime,
+with a full backup first.
 
     python -m lab.demo          (`make demo` makes the Python environment first)
 
@@ -179,6 +180,8 @@ def judge(run_state: str, report: Mapping[str, Any] | None) -> str | None:
         return f"The run ended {run_state} and left no report."
     if run_state != "success" or report["overall"] != "succeeded":
         return f"The run ended {run_state}; the report says {report['overall']}."
+    if (report.get("backup") or {}).get("checked") != "every byte read back":
+        return "There is no checked backup from before the change."
     failed = _probe(report).get("failed")
     if failed is None:
         return "The requests were not measured."
@@ -194,11 +197,18 @@ def summary_lines(report: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     return [
         ("result", str(report["overall"])),
         ("operation", str(report["operation_id"])),
+        ("backup", _backup_text(report.get("backup"))),
         ("requests", f"{probe.get('sent', 'not measured')} sent, {probe.get('failed', 'not measured')} failed"),
         ("longest gap", f"{gap:.2f} s" if isinstance(gap, int | float) else "not measured"),
         *((f"{component['name']}", _component_text(component)) for component in report.get("components", [])),
         ("report", str(report.get("report_path", "not kept"))),
     ]
+
+
+def _backup_text(backup: Mapping[str, Any] | None) -> str:
+    if not backup:
+        return "none"
+    return f"{backup['backup_id']}, {backup['stored_bytes'] / 2**20:.1f} MiB, {backup['checked']}"
 
 
 def _component_text(component: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ PACKAGES = {
     "util-linux": ("nsenter", "unshare"),
     "prometheus": ("prometheus", "promtool"),
     "docker-registry": ("docker-registry",),
+    "gnupg": ("gpg", "gpgconf"),
 }
 """Debian package to the programs that the lab uses from it. What stands in the search path counts, wherever it is from."""
 

@@ -12,14 +12,13 @@ from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 
+from lab.buckets import S3_REGION
 from lab.config import INSIDE, SERVICES, LabConfig
 from lab.control_plane import PKI, service_outside_pods
 from lab.failure import LabError
 from lab.processes import SupervisorClient
 from lab.waiting import http_status, wait_until
 
-BUCKETS = ("nephoran-reports", "nephoran-production-backups")
-S3_REGION = "us-east-1"
 SCRAPE_INTERVAL_SECONDS = 2
 START_LIMIT = timedelta(seconds=60)
 
@@ -88,29 +87,6 @@ def wait_for_services(config: LabConfig, supervisor: SupervisorClient) -> None:
         (("llm-provider",), f"{config.llm_provider_url}/v1/models", 401),
     ):
         _wait_for(supervisor, names, url, status)
-
-
-def make_buckets(config: LabConfig) -> None:
-    """Make the buckets, versioned. Safe to repeat: yes."""
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import ClientError
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=config.s3_endpoint,
-        region_name=S3_REGION,
-        aws_access_key_id=config.secret("s3-access-key"),
-        aws_secret_access_key=config.secret("s3-secret-key"),
-        config=Config(s3={"addressing_style": "path"}, proxies={}, retries={"total_max_attempts": 2}),
-    )
-    for bucket in BUCKETS:
-        try:
-            client.create_bucket(Bucket=bucket)
-        except ClientError as problem:
-            if problem.response["Error"]["Code"] not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
-                raise
-        client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
 
 
 def start_prometheus(config: LabConfig, supervisor: SupervisorClient) -> bool:

@@ -24,7 +24,6 @@ from lab.system.variants import (
     variant_named,
 )
 from lab.system.workloads import (
-    BACKUP_BUCKET,
     MANAGED,
     Manifest,
     guards,
@@ -142,7 +141,6 @@ def _prepare(config: LabConfig, cluster: Kubectl, shape: Variant, progress: Repo
     _apply(cluster, [*_file("namespaces.yaml"), *_file("definitions.yaml")])
     definitions = [manifest["metadata"]["name"] for manifest in _file("definitions.yaml")]
     cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "customresourcedefinition", *definitions)
-    _make_staging_bucket(config)
     _remove_other_variants(cluster, shape)
     jobs = _file("jobs.yaml", image=images.image(config, "operator", "v1"))
     _apply(
@@ -290,27 +288,6 @@ def _remove_foreign_objects(cluster: Kubectl) -> None:
         if config_map["metadata"]["name"] != "kube-root-ca.crt":
             cluster.kubectl("delete", "--ignore-not-found", "configmap", config_map["metadata"]["name"], where)
     cluster.kubectl("delete", "leases.coordination.k8s.io", "--all", where)
-
-
-def _make_staging_bucket(config: LabConfig) -> None:
-    """Make the bucket that Weaviate writes its own backups to; it is not versioned, as they may be deleted."""
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import ClientError
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=config.s3_endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=config.secret("s3-access-key"),
-        aws_secret_access_key=config.secret("s3-secret-key"),
-        config=Config(s3={"addressing_style": "path"}, proxies={}, retries={"total_max_attempts": 2}),
-    )
-    try:
-        client.create_bucket(Bucket=BACKUP_BUCKET)
-    except ClientError as problem:
-        if problem.response["Error"]["Code"] not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
-            raise
 
 
 _IN_SYSTEM = f"--namespace={SYSTEM_NAMESPACE}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lab import buckets
 from lab.config import LabConfig
 from lab.system import images
 from lab.system.variants import (
@@ -24,7 +25,6 @@ MANAGED = {"nephoran.com/lab": "system"}
 
 API_KEY_SECRET = "weaviate-api-key"
 BACKUP_SECRET = "weaviate-backup-s3"
-BACKUP_BUCKET = "nephoran-weaviate-staging"
 WEAVIATE_METRICS_PORT = 2112
 SIDECAR_PORT = 9091
 
@@ -102,8 +102,8 @@ def secrets(config: LabConfig) -> list[Manifest]:
             "Secret",
             BACKUP_SECRET,
             stringData={
-                "access-key": config.secret("s3-access-key"),
-                "secret-key": config.secret("s3-secret-key"),
+                "access-key": buckets.STAGER.name,
+                "secret-key": buckets.STAGER.secret(config),
             },
         ),
     ]
@@ -179,7 +179,7 @@ def _weaviate_environment(config: LabConfig, variant: Variant, *, stateful: bool
         "PERSISTENCE_DATA_PATH": "/var/lib/weaviate",
         "DEFAULT_VECTORIZER_MODULE": "none",
         "ENABLE_MODULES": "backup-s3",
-        "BACKUP_S3_BUCKET": BACKUP_BUCKET,
+        "BACKUP_S3_BUCKET": buckets.STAGING,
         "BACKUP_S3_ENDPOINT": config.s3_endpoint.removeprefix("http://"),
         "BACKUP_S3_USE_SSL": "false",
         "AWS_REGION": "us-east-1",

@@ -328,6 +328,8 @@ class Backup(Part):
     recipients: tuple[PublicKey, ...] = ()
     signers: tuple[PublicKey, ...] = ()
     longest_chain: int = Field(6, ge=1, le=30)
+    before_change: Literal["full", "config-only", "none"] = "full"
+    """What a procedure saves before its first change; ``none`` where another product sees to that."""
     retention: Retention = Retention()
 
     @model_validator(mode="after")

@@ -75,7 +75,7 @@ def changes(dag: Any) -> bool:
 def defers(task: Any) -> bool:
     """Return whether a step can defer: by the code of its class and of those that it inherits from, in this package."""
     own = [cls for cls in type(task).__mro__ if cls.__module__.startswith("nephoran_maintenance")]
-    return any("self.defer(" in inspect.getsource(cls) for cls in own)
+    return any(re.search(r"self\.defer\(|defer_until_free\(self", inspect.getsource(cls)) for cls in own)
 
 
 # ------------------------------------------------------------------------------------------------------------ the files
@@ -274,7 +274,9 @@ def test_a_change_is_framed_by_the_lease(dag: Any) -> None:
     # A step that is skipped counts as done before the one that skipped it: without both the lease came too early.
     assert {"approve.wait_approval", "approve.wait_second_approval"} <= dag.get_task("acquire_lease").upstream_task_ids
     record = dag.get_task("record_before_state")
-    assert record.upstream_task_ids == {"recheck_plan"}
+    assert record.upstream_task_ids == {"recheck_plan", "protect.verify_stored_files"}
+    assert record.trigger_rule == "none_failed_min_one_success", "without a backup that was asked for nothing begins"
+    assert dag.get_task("protect.check_request").upstream_task_ids == {"recheck_plan"}
     assert dag.get_task("recheck_plan").upstream_task_ids == {"acquire_lease"}
     for task in dag.tasks:
         if verb_of(task.task_id) in CHANGING - {"recover"}:
@@ -296,7 +298,7 @@ def test_every_step_leads_to_the_report_and_the_colour_of_the_run(dag: Any) -> N
 @dags
 def test_a_step_that_waits_is_retried_when_its_deferral_is_lost(dag: Any) -> None:
     waiting = [task for task in dag.tasks if defers(task)]
-    assert waiting or dag.dag_id == "backup", "the test does not recognise a step that defers"
+    assert waiting, "the test does not recognise a step that defers"
     assert [task.task_id for task in waiting if task.retries < 1] == []
 
 
@@ -313,4 +315,12 @@ def test_a_reading_step_is_retried_soon_and_not_for_ever(dag: Any) -> None:
 
 @dags
 def test_a_procedure_acts_as_its_own_account(dag: Any) -> None:
-    assert {task.kubernetes_connection_id for task in dag.tasks} == {f"kubernetes_{dag.dag_id}"}
+    own = {task.kubernetes_connection_id for task in dag.tasks if not task.task_id.startswith("protect.")}
+    assert own == {f"kubernetes_{dag.dag_id}"}
+
+
+@dags
+def test_a_backup_before_a_change_is_made_as_the_account_of_backups(dag: Any) -> None:
+    protecting = [task for task in dag.tasks if task.task_id.startswith("protect.")]
+    assert bool(protecting) == (dag.dag_id == "rolling_upgrade")
+    assert {task.kubernetes_connection_id for task in protecting} <= {"kubernetes_backup"}

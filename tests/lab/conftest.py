@@ -125,17 +125,19 @@ class Upgrades:
         *,
         gate: str = "off",
         may_fail: Collection[str] = (),
+        before_change: str = "none",
     ) -> None:
         """Put the system back to v1 of a variant, and the profile to the same; ``for_variant`` has the rest.
 
-        No version is in quarantine any more: tests fail on purpose, and each one begins anew.
+        No version is in quarantine any more: tests fail on purpose, and each one begins anew. Nothing is backed up before
+        a change: that has tests of its own, and takes longer than most of what is tested here.
         """
         deployment.reset(self.lab.config, variant, versions)
         self.lab.kubectl(
             "delete", "configmap", "quarantine-nephoran", "--namespace=nephoran-maintenance", "--ignore-not-found"
         )
         profile = self.lab.config.home / "profile.yaml"
-        write_profile(self.lab.config, profile, PROFILE_OF.get(variant, variant), gate, may_fail)
+        write_profile(self.lab.config, profile, PROFILE_OF.get(variant, variant), gate, may_fail, before_change)
 
     def run(self, dag_id: str = "rolling_upgrade", **params: Any) -> Run:
         """Run a procedure to its end and return how it went."""

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import boto3
 import pytest
 
-from lab import oci, pki
-from lab.services import BUCKETS, S3_REGION
+from lab import buckets, oci, pki
 from lab.system import images
 from lab.tools import kubernetes_version
 from lab.waiting import http_status, wait_until
@@ -84,23 +82,17 @@ def test_writes_changes_to_the_audit_log(lab: Lab) -> None:
 
 
 def test_buckets_keep_versions(lab: Lab) -> None:
-    client = boto3.client(
-        "s3",
-        endpoint_url=lab.config.s3_endpoint,
-        region_name=S3_REGION,
-        aws_access_key_id=lab.config.secret("s3-access-key"),
-        aws_secret_access_key=lab.config.secret("s3-secret-key"),
-    )
+    client = buckets.client(lab.config)
     key = f"test/{uuid.uuid4().hex}"
     for content in (b"one", b"two"):
-        client.put_object(Bucket=BUCKETS[0], Key=key, Body=content)
-    versions = client.list_object_versions(Bucket=BUCKETS[0], Prefix=key)["Versions"]
+        client.put_object(Bucket=buckets.REPORTS, Key=key, Body=content)
+    versions = client.list_object_versions(Bucket=buckets.REPORTS, Prefix=key)["Versions"]
     assert len(versions) == 2
     oldest = next(entry for entry in versions if not entry["IsLatest"])
-    body = client.get_object(Bucket=BUCKETS[0], Key=key, VersionId=oldest["VersionId"])["Body"].read()
+    body = client.get_object(Bucket=buckets.REPORTS, Key=key, VersionId=oldest["VersionId"])["Body"].read()
     assert body == b"one"
     for entry in versions:
-        client.delete_object(Bucket=BUCKETS[0], Key=key, VersionId=entry["VersionId"])
+        client.delete_object(Bucket=buckets.REPORTS, Key=key, VersionId=entry["VersionId"])
 
 
 def test_prometheus_finds_every_annotated_pod_and_has_a_past(lab: Lab) -> None:

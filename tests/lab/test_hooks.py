@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lab.airflow_access import MANIFESTS, REPORTS_BUCKET, connections, issue_token, kubeconfig, write_profile
+from lab import buckets
+from lab.airflow_access import MANIFESTS, connections, issue_token, kubeconfig, write_profile
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.hooks.async_cluster import AsyncClusterHook
 from nephoran_maintenance.hooks.cluster import ClusterHook
@@ -158,7 +159,7 @@ def test_registry_prometheus_and_object_store_answer(lab: Lab, access: SystemPro
     assert registry.config_labels(f"{image}:v2")["org.opencontainers.image.version"] == "v2"
     assert registry.find_digest(f"{image}:v2-missing") is None
     assert PrometheusHook(access.connections.prometheus).ready()
-    store = ObjectStoreHook(access.connections.object_store, bucket=REPORTS_BUCKET)
+    store = ObjectStoreHook(access.connections.object_store, bucket=buckets.REPORTS)
     store.put_text("reports/test_hooks/report.json", "{}")
     assert store.get_text("reports/test_hooks/report.json") == "{}"
 

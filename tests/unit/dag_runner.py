@@ -7,6 +7,7 @@ No scheduler, no database, no waiting: a whole run takes less than a second. The
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -66,6 +67,7 @@ class DagRunner:
         run_id: str = "manual__2026-11-23",
         replaced: dict[str, Callable[[Any, Any], Any]] | None = None,
         answer: Callable[[str], dict[str, Any]] | None = None,
+        run_type: str = "manual",
     ) -> None:
         self.dag, self.run_id = dag, run_id
         self.params = {**{key: dag.params[key] for key in dag.params}, **params}
@@ -83,7 +85,7 @@ class DagRunner:
             run_after=datetime(2026, 11, 23, 10, 0, tzinfo=UTC),
             start_date=datetime.now(UTC),
             triggering_user_name="operator",
-            run_type=SimpleNamespace(value="manual"),
+            run_type=SimpleNamespace(value=run_type),
         )
         self._parked: list[tuple[Any, TaskInstance, TaskDeferred]] = []
 
@@ -130,6 +132,8 @@ class DagRunner:
             state = "upstream_failed" if bad else "skipped" if skipped else None
         elif rule == "none_failed":
             state = "upstream_failed" if bad else None
+        elif rule == "none_failed_min_one_success":
+            state = "upstream_failed" if bad else None if "success" in states else "skipped"
         elif rule == "all_done":
             state = None
         elif rule == "all_done_setup_success":
@@ -149,6 +153,9 @@ class DagRunner:
         for name in [key for key in self.results if key[0] == task.task_id]:
             del self.results[name]
         execute = self.replaced.get(task.task_id)
+        if not execute and task.template_fields:
+            task = copy.copy(task)
+            task.render_template_fields(self.context(task, ti))
         call = (lambda c: execute(task, c)) if execute else task.execute
         self._step(task, ti, lambda: call(self.context(task, ti)))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from nephoran_maintenance.errors import PermanentError
 
 BackupType = Literal["config-only", "incremental", "full"]
+RequestedType = Literal["config-only", "incremental", "full", "auto"]
 KeepingClass = Literal["daily", "weekly", "monthly", "yearly"]
 
 MANIFEST = "manifest.json"
@@ -20,6 +22,8 @@ VERIFIED_NOTE = "verified.json"
 SIGNATURE_SUFFIX = ".asc"
 _ID = re.compile(r"(?P<type>config-only|incremental|full)-(?P<at>\d{8}t\d{6}z)-(?P<hash>[0-9a-f]{6})")
 _AT = "%Y%m%dt%H%M%Sz"
+LONGEST_STAGED = timedelta(hours=24)
+"""So long the sensor waits for Weaviate's backup."""
 
 
 class BackupRequest(BaseModel):
@@ -31,7 +35,7 @@ class BackupRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    type: BackupType = "config-only"
+    type: RequestedType = "full"
     tag: str = Field("", max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")
     keeping: KeepingClass = "daily"
 
@@ -66,6 +70,25 @@ def is_backup_id(identifier: str) -> bool:
     except PermanentError:
         return False
     return True
+
+
+def left_in_staging(folders: Iterable[str], own: str, chain: Sequence[str]) -> dict[str, bool]:
+    """Return the folders of the staging bucket that a dead run, or a chain that is over, has left there.
+
+    By folder, whether its descriptors must stay: they may be those of the chain that the next backup continues, except
+    where they are older than the whole chain that this one continues. What is younger than a day may be at work.
+
+    :param folders: names in the bucket; those that are no ids of backups are somebody else's.
+    :param own: the backup that asks.
+    :param chain: the backups that it builds on, the full one first; empty: it builds on nothing.
+    """
+    found = {}
+    for folder in folders:
+        if folder in chain or not is_backup_id(folder):
+            continue
+        if started_at_of(own) - started_at_of(folder) >= LONGEST_STAGED:
+            found[folder] = not chain or started_at_of(folder) >= started_at_of(chain[0])
+    return found
 
 
 def folder_of(prefix: str, identifier: str) -> str:

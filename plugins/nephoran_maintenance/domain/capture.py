@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -496,6 +496,34 @@ def difference(parent: Mapping[str, str], current: Mapping[str, str]) -> Differe
     )
 
 
+@dataclass(frozen=True)
+class Link:
+    """What one backup of a chain has: the digests of its archive, and which paths no longer belong to it."""
+
+    files: Mapping[str, str]
+    gone: Sequence[str] = ()
+
+
+def files_after(links: Iterable[Link]) -> dict[str, str]:
+    """Return by path the digest of everything that belongs to the last backup of a chain.
+
+    :param links: the full one first. A path below ``again/<n>/`` stands for the path itself, the highest number for all.
+    """
+    state: dict[str, str] = {}
+    for link in links:
+        passes: dict[str, int] = {}
+        for written, digest in link.files.items():
+            number, path = 0, written
+            if written.startswith(f"{AGAIN}/"):
+                _, count, path = written.split("/", 2)
+                number = int(count)
+            if number >= passes.get(path, 0):
+                passes[path], state[path] = number, digest
+        for path in link.gone:
+            state.pop(path, None)
+    return state
+
+
 @dataclass
 class Selection:
     """Which files of a cluster go into this archive, decided object by object while lists stream by.
@@ -506,11 +534,13 @@ class Selection:
     archive and is in ``superseded``. ``digests`` says, by the path without ``again/<n>/``, what belongs to the backup.
 
     :param parent: digests of the backup before, by path; empty: everything is written.
+    :param digest: the digest of a content, of the same kind as those of the parent.
     """
 
     namespaces: Sequence[str]
     own_namespace: str
     parent: Mapping[str, str] = field(default_factory=dict)
+    digest: Callable[[bytes], str] = digest_of
     digests: dict[str, str] = field(default_factory=dict)
     objects: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
@@ -567,7 +597,7 @@ class Selection:
         self.objects += 1
         self._objects_of_list += 1
         for file in captured(listing, found):
-            digest = file.digest
+            digest = self.digest(file.content)
             self.digests[file.path] = digest
             self._of_list.append(file.path)
             before = self._written.get(file.path)

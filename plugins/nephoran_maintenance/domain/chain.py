@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
 
-from nephoran_maintenance.domain.backups import BackupType, KeepingClass
+from nephoran_maintenance.domain.backups import BackupType, KeepingClass, RequestedType
 from nephoran_maintenance.domain.manifest import Manifest, Parent
 from nephoran_maintenance.errors import PermanentError
 
-RequestedType = Literal["config-only", "incremental", "full", "auto"]
 SUNDAY = 6
 
 

@@ -100,6 +100,7 @@ def build_report(
     failed_steps: Sequence[Mapping[str, Any]] = (),
     recovery: Mapping[str, Any] | None = None,
     approval: Mapping[str, Any] | None = None,
+    backup: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the report as plain data.
 
@@ -111,6 +112,7 @@ def build_report(
         state of one that has no verdict is ``off`` or *not measured*.
     :param recovery: what a recovery found, decided and did; see :func:`recovery_facts`.
     :param approval: the fields of :class:`nephoran_maintenance.domain.approval.Approval`; None when it was not asked for.
+    :param backup: what was saved before the first change; None: nothing.
     :param probe_expected: whether a probe was to run; without its result the probe's figures read *not measured*.
     """
     if probe is None and probe_expected:
@@ -138,6 +140,7 @@ def build_report(
         "failed_steps": list(failed_steps),
         "recovery": dict(recovery) if recovery else None,
         "approval": dict(approval) if approval else None,
+        "backup": dict(backup) if backup else None,
     }
 
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from packaging.version import InvalidVersion, Version
 
+from nephoran_maintenance.errors import PermanentError
+
 State = Literal["progressing", "complete", "failed", "cancelled", "stalled"]
 RefusalKind = Literal["in-progress", "exists", "module-missing", "backend-not-viable", "base-unusable", "other"]
 
@@ -111,6 +113,37 @@ def refusal_of(message: str) -> Refusal:
         if pattern.search(message):
             return Refusal(kind, message)
     return Refusal("other", message)
+
+
+def folder_in_bucket(path: str, bucket: str, backup_id: str) -> str:
+    """Return the folder in the staging bucket that a backup was written to, with a slash at its end.
+
+    :param path: as Weaviate names it: ``s3://<bucket>/<folder>``; older versions may name none.
+    :raises PermanentError: ``weaviate-staging-elsewhere`` when that is another bucket.
+    """
+    if not path:
+        return f"{backup_id}/"
+    place = path.partition("://")[2].strip("/")
+    if place.partition("/")[0] != bucket:
+        raise PermanentError(
+            "weaviate-staging-elsewhere",
+            f"Weaviate has written its backup to {path}, and the profile's staging bucket is {bucket!r}",
+            context={"backup": backup_id},
+            hint="Name the bucket of Weaviate's BACKUP_S3_BUCKET in backup.staging_bucket of the profile.",
+        )
+    return f"{place.partition('/')[2]}/"
+
+
+def chunks_of(node: str, descriptor: Mapping[str, Any]) -> list[str]:
+    """Return the files that a node's descriptor says it has written, as keys below the backup's folder.
+
+    A descriptor outlives the files that it names: what was read once is deleted from the staging bucket.
+    """
+    return [
+        f"{node}/{collection['name']}/chunk-{number}"
+        for collection in descriptor.get("classes") or ()
+        for number in collection.get("chunks") or ()
+    ]
 
 
 def is_final(status: str) -> bool:

@@ -82,20 +82,20 @@ class PrometheusExport(Source):
         self.part = part
 
     def members(self) -> Iterator[Member]:
-        names = [
-            name for name in self.prometheus.metric_names(self.end - self.duration, self.end) if METRIC.fullmatch(name)
-        ]
+        names: set[str] = set()
         size_bytes = files = 0
-        for name in names:
-            start = self.end - self.duration
-            while start < self.end:
-                # Both ends of a range are in it: the next part begins one step later.
-                last = min(start + self.part - self.step, self.end)
+        start = self.end - self.duration
+        while start < self.end:
+            # Both ends of a range are in it: the next part begins one step later.
+            last = min(start + self.part - self.step, self.end)
+            found = [name for name in self.prometheus.metric_names(start, last) if METRIC.fullmatch(name)]
+            names.update(found)
+            for name in found:
                 content = self.prometheus.export_range(f'{{__name__="{name}"}}', start, last, self.step)
                 files += 1
                 size_bytes += len(content)
                 yield member_of(f"prometheus/export/{name}/{start:%Y%m%dT%H%M%SZ}.json", content)
-                start += self.part
+            start += self.part
         self.facts = {
             "kind": self.kind,
             "metrics": len(names),

@@ -5,11 +5,19 @@ A source is iterated once. It raises what made it fail; ``outcome`` is set in ev
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from nephoran_maintenance.domain.capture import Captured, Difference, Selection, canonical, listings, unreadable_groups
+from nephoran_maintenance.domain.capture import (
+    Captured,
+    Difference,
+    Selection,
+    canonical,
+    digest_of,
+    listings,
+    unreadable_groups,
+)
 from nephoran_maintenance.domain.configuration import WITH_PODS, missing_references, pod_spec_of, references_of
 from nephoran_maintenance.domain.members import Member
 from nephoran_maintenance.errors import MaintenanceError, TransientError
@@ -71,7 +79,8 @@ class KubernetesObjects(Source):
 
     :param namespaces: the system's.
     :param own_namespace: that of journals, leases and switches, of which nothing is kept.
-    :param parent: digests of the backup before, by path: only what differs is given. Empty: everything.
+    :param parent: digests of the backup before, by path: only what differs is given. None: everything.
+    :param digest: the digest of a content, of the same kind as those of the parent.
     """
 
     name = "kubernetes-objects"
@@ -83,11 +92,13 @@ class KubernetesObjects(Source):
         namespaces: Sequence[str],
         own_namespace: str,
         parent: Mapping[str, str] | None = None,
+        digest: Callable[[bytes], str] = digest_of,
         lister: ObjectLister | None = None,
     ) -> None:
         super().__init__()
         self.lister = lister or ObjectLister(cluster)
-        self.selection = Selection(namespaces, own_namespace, parent=parent or {})
+        self.selection = Selection(namespaces, own_namespace, parent=parent or {}, digest=digest)
+        self.incremental = parent is not None
         self._needs: dict[str, set[tuple[str, str]]] = {}
 
     @property
@@ -139,3 +150,11 @@ class KubernetesObjects(Source):
             # Configuration that workloads need and that is nowhere: they would not start after a restore either.
             "missing_references": missing_references(self._needs, selection.digests),
         }
+        if self.incremental:
+            differs = selection.difference()
+            self.facts |= {
+                "added": len(differs.added),
+                "changed": len(differs.changed),
+                # By name: a restore takes away what an earlier link of the chain has brought.
+                "deleted": list(differs.deleted),
+            }

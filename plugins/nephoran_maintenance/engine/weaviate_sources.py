@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nephoran_maintenance.domain.members import Member
+from nephoran_maintenance.domain.weaviate_backup import chunks_of
 from nephoran_maintenance.engine.sources import Source, json_member, member_of
 from nephoran_maintenance.errors import MaintenanceError, PermanentError
 from nephoran_maintenance.hooks.staging import StagedFile, StagingBucket
@@ -18,6 +19,7 @@ VECTORS_ASKED = 20
 LARGEST_SEARCH = 10_000
 """Weaviate's own limit of results (QUERY_MAXIMUM_RESULTS); above it only single objects are searched."""
 DESCRIPTOR = "backup_config.json"
+NODE_DESCRIPTOR = "backup.json"
 
 
 class WeaviateFacts(Source):
@@ -134,45 +136,78 @@ class WeaviateFiles(Source):
     """The files of a finished backup of Weaviate, streamed out of the staging bucket.
 
     :param prefix: where the backup lies in the bucket, with a slash at the end.
+    :param live: gives the collections that exist once everything was read; None: they are not compared.
+    :param about: what else the manifest says of it.
     """
 
     name = "weaviate"
 
-    def __init__(self, staging: StagingBucket, prefix: str) -> None:
+    def __init__(
+        self,
+        staging: StagingBucket,
+        prefix: str,
+        *,
+        live: Callable[[], Sequence[str]] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.staging = staging
         self.prefix = prefix
+        self.live = live
+        self.about = dict(about or {})
 
     def members(self) -> Iterator[Member]:
-        count = size_bytes = 0
-        descriptor: dict[str, Any] | None = None
+        keys: set[str] = set()
+        size_bytes = 0
+        promised: set[str] = set()
+        whole: dict[str, Any] | None = None
         for file in self.staging.files(self.prefix):
-            count += 1
+            key = file.key.removeprefix(self.prefix)
+            keys.add(key)
             size_bytes += file.size_bytes
-            path = f"weaviate/backup/{file.key.removeprefix(self.prefix)}"
-            if file.key == f"{self.prefix}{DESCRIPTOR}":
-                content = b"".join(self.staging.chunks(file))
-                descriptor = _parsed(file, content, self.staging)
-                yield member_of(path, content)
-            else:
-                yield Member(path, file.size_bytes, self.staging.chunks(file))
-        if descriptor is None:
-            raise PermanentError(
-                "weaviate-backup-incomplete",
-                f"{self.staging.bucket}/{self.prefix} has {count} files and no {DESCRIPTOR}, which comes last",
-                context={"bucket": self.staging.bucket, "prefix": self.prefix},
-                hint="Check that the profile's staging bucket is the one that Weaviate writes to.",
-            )
-        nodes = descriptor.get("nodes") or {}
-        self.facts = {
-            "files": count,
-            "bytes": size_bytes,
-            "status": descriptor.get("status"),
-            "server_version": descriptor.get("serverVersion"),
-            "base_backup_id": descriptor.get("baseBackupId") or "",
-            "nodes": sorted(nodes),
-            "collections": sorted({name for node in nodes.values() for name in (node or {}).get("classes") or ()}),
+            node, _, name = key.rpartition("/")
+            if name not in (DESCRIPTOR, NODE_DESCRIPTOR):
+                yield Member(f"weaviate/backup/{key}", file.size_bytes, self.staging.chunks(file))
+                continue
+            content = b"".join(self.staging.chunks(file))
+            descriptor = _parsed(file, content, self.staging)
+            yield member_of(f"weaviate/backup/{key}", content)
+            if name == NODE_DESCRIPTOR:
+                promised.update(chunks_of(node, descriptor))
+            elif not node:
+                whole = descriptor
+        if whole is None:
+            raise self._incomplete(f"has {len(keys)} files and no {DESCRIPTOR}, which comes last")
+        expected = sorted(whole.get("nodes") or {})
+        promised.update(f"{node}/{NODE_DESCRIPTOR}" for node in expected)
+        if lacking := sorted(promised - keys):
+            raise self._incomplete(f"lacks {len(lacking)} files that its descriptors name, the first is {lacking[0]}")
+        collections = {
+            name for node in (whole.get("nodes") or {}).values() for name in (node or {}).get("classes") or ()
         }
+        self.facts = {
+            **self.about,
+            "files": len(keys),
+            "bytes": size_bytes,
+            "status": whole.get("status"),
+            "server_version": whole.get("serverVersion"),
+            "base_backup_id": whole.get("baseBackupId") or "",
+            "nodes": expected,
+            "collections": sorted(collections),
+        }
+        if whole.get("baseBackupId"):
+            self.facts["incremental"] = "yes"  # Weaviate 1.39 tells it in the descriptor alone
+        if self.live is not None:
+            self.facts["collections_added_meanwhile"] = sorted(set(self.live()) - collections)
+
+    def _incomplete(self, problem: str) -> PermanentError:
+        return PermanentError(
+            "weaviate-backup-incomplete",
+            f"{self.staging.bucket}/{self.prefix} {problem}",
+            context={"bucket": self.staging.bucket, "prefix": self.prefix},
+            hint="Make a new backup. If it stays, check that the profile's staging bucket is the one that Weaviate writes to, "
+            "and that nobody else deletes there.",
+        )
 
 
 def _parsed(file: StagedFile, content: bytes, staging: StagingBucket) -> dict[str, Any]:
@@ -188,8 +223,3 @@ def _parsed(file: StagedFile, content: bytes, staging: StagingBucket) -> dict[st
         context={"bucket": staging.bucket, "key": file.key},
         hint="Make a new backup; what lies there was not written by Weaviate, or is damaged.",
     )
-
-
-def collections_not_in(backup: Sequence[str], live: Sequence[str]) -> list[str]:
-    """Return the collections that exist and are not in a backup: added while it was made."""
-    return sorted(set(live) - set(backup))

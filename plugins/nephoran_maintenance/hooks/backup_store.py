@@ -16,6 +16,7 @@ from nephoran_maintenance.domain.backups import (
     folder_of,
     is_backup_id,
 )
+from nephoran_maintenance.domain.capture import Link
 from nephoran_maintenance.domain.chain import KnownBackup, known
 from nephoran_maintenance.domain.manifest import (
     Manifest,
@@ -31,6 +32,7 @@ from nephoran_maintenance.domain.manifest import (
 )
 from nephoran_maintenance.domain.openpgp_keys import PinnedKey, Signature
 from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.hooks.archive import read_inventory
 from nephoran_maintenance.hooks.object_store import ObjectStoreHook
 from nephoran_maintenance.hooks.openpgp import OpenPgpHook, SigningKey
 
@@ -120,6 +122,26 @@ class BackupStore:
                 return None
             raise
         return open_note(backup_id, grade, data, signature, self._verify, manifest)
+
+    def files_of(self, backup_id: str, source: str) -> Link:
+        """Return what a backup's inventory says of a source: digests by path, and what no longer belongs to it.
+
+        :raises PermanentError: as :meth:`read_manifest`; ``backup-damaged`` when the inventory is not the one that was signed.
+        """
+        manifest, _ = self.read_manifest(backup_id)
+        found = next((one for one in manifest.sources if one.name == source and one.archive), None)
+        if found is None or found.archive is None:
+            raise PermanentError(
+                "backup-damaged",
+                f"{backup_id} has no source {source}",
+                context={"backup": backup_id},
+                hint="Nothing can be built on it: make a full backup.",
+            )
+        _, file = found.archive.files
+        data = b"".join(self.store.read_blocks(f"{self.folder(backup_id)}/{file.key}", file.version_id))
+        compare_files(backup_id, [file], {file.key: (len(data), sha256_of(data))})
+        gone = (*found.facts.get("superseded", ()), *found.facts.get("deleted", ()))
+        return Link({entry["path"]: entry["digest"] for entry in read_inventory([data])}, gone)
 
     def list(self) -> Listing:
         """Return all backups that exist, the oldest first, and what only looks like one."""

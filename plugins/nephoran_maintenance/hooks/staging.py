@@ -63,14 +63,14 @@ class StagingBucket(ObjectStoreHook):
         sizes = [file.size_bytes for file in self.files(prefix)]
         return Staged(len(sizes), sum(sizes))
 
-    def clear(self, prefix: str) -> int:
+    def clear(self, prefix: str, *, keep_descriptors: bool = True) -> int:
         """Delete what lies below a prefix, apart from descriptors (``.json``), and return how many objects that were.
 
         An increment needs of the backups before it nothing but these. Safe to repeat: yes.
         """
         deleted = 0
         for file in self.files(prefix):
-            if not file.key.endswith(".json"):
+            if not (keep_descriptors and file.key.endswith(".json")):
                 self._call("delete_object", Key=file.key)
                 deleted += 1
         return deleted

@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from nephoran_maintenance.domain.backups import BackupRequest, backup_id
+from airflow.sdk.exceptions import AirflowSkipException
+
+from nephoran_maintenance.domain.backups import BackupType, RequestedType, backup_id, left_in_staging
+from nephoran_maintenance.domain.chain import Choice, chain_of, choose
 from nephoran_maintenance.domain.findings import Finding, Severity
 from nephoran_maintenance.domain.manifest import (
     Cluster,
     Manifest,
     Note,
+    Parent,
     Recipient,
     Source,
     check_complete,
     sha256_of,
 )
-from nephoran_maintenance.domain.openpgp_keys import Key, PinnedKey, expiring
-from nephoran_maintenance.domain.report import Overall, conclusion
-from nephoran_maintenance.domain.step_ids import CHECK_REQUEST, VERIFY_STORED_FILES, capture_step_id
-from nephoran_maintenance.errors import PermanentError
-from nephoran_maintenance.operators.base import StepOperator, checked_params, operation_of, pull, pull_all, states_of
+from nephoran_maintenance.domain.openpgp_keys import expiring
+from nephoran_maintenance.domain.report import NOT_MEASURED, Overall, conclusion
+from nephoran_maintenance.domain.step_ids import (
+    CHECK_REQUEST,
+    RECORD_MANIFEST,
+    RELEASE_STAGING,
+    VERIFY_STORED_FILES,
+    WAIT_OPERATION,
+    WAIT_WEAVIATE_BACKUP,
+    capture_step_id,
+)
+from nephoran_maintenance.domain.weaviate_backup import folder_in_bucket
+from nephoran_maintenance.errors import MaintenanceError, PermanentError
+from nephoran_maintenance.operators.backup_sources import SOURCES, WITH_DATA, Capturing, sources_of
+from nephoran_maintenance.operators.backup_step import BackupStep, Session
+from nephoran_maintenance.operators.base import (
+    NEVER_RAN,
+    finish_step,
+    journal_of,
+    operation_of,
+    pull,
+    pull_all,
+    reported_errors,
+    states_of,
+)
 from nephoran_maintenance.operators.report import FAILED_STATES, ReportOperator
+from nephoran_maintenance.sensors.weaviate_backup import WeaviateBackupSensor
 from nephoran_maintenance.settings import VERSION
 
 if TYPE_CHECKING:
@@ -33,111 +56,57 @@ if TYPE_CHECKING:
 
     from nephoran_maintenance.domain.members import Member
     from nephoran_maintenance.engine.sources import Source as MemberSource
-    from nephoran_maintenance.hooks.backup_store import BackupStore
-    from nephoran_maintenance.hooks.cluster import ClusterHook
-    from nephoran_maintenance.hooks.openpgp import OpenPgpHook, Passphrase, SigningKey
-    from nephoran_maintenance.profile import PublicKey, SystemProfile
-
-MakeSource = Callable[["BackupStep"], "MemberSource"]
-
-
-@dataclass(frozen=True)
-class Session:
-    """What a step needs to write backups: open as long as the step runs."""
-
-    pgp: OpenPgpHook
-    backups: BackupStore
-    pins: tuple[PinnedKey, ...]
-    recipients: tuple[Key, ...]
-    to: tuple[Key, ...] | Passphrase
-    signing: SigningKey
-    digest_key: bytes
-
-    @property
-    def digest_key_id(self) -> str:
-        """Tells whether two backups have digests of the same key, and nothing of the key."""
-        return hashlib.sha256(b"id of " + self.digest_key).hexdigest()[:16]
-
-
-class BackupStep(StepOperator):
-    """A step of a backup, whose id follows from the run."""
-
-    def backup_id(self, context: Context) -> str:
-        run = context["dag_run"]
-        return backup_id(request_of(context).type, run.run_after, operation_of(context))
-
-    @contextmanager
-    def session(self) -> Iterator[Session]:
-        """Open gpg with the recipients and the signing key, and the store.
-
-        :raises PermanentError: whatever is wrong with a key, named; there is no way without encryption.
-        """
-        from nephoran_maintenance.hooks.archive import digest_key
-        from nephoran_maintenance.hooks.backup_store import BackupStore
-        from nephoran_maintenance.hooks.connections import read_connection
-        from nephoran_maintenance.hooks.object_store import ObjectStoreHook
-        from nephoran_maintenance.hooks.openpgp import OpenPgpHook, Passphrase
-
-        profile = self.profile
-        backup, names = profile.backup, profile.connections
-        store = ObjectStoreHook(names.object_store_backup, bucket=backup.bucket)
-        with OpenPgpHook() as pgp:
-            pins: tuple[PinnedKey, ...] = ()
-            recipients: tuple[Key, ...] = ()
-            to: tuple[Key, ...] | Passphrase
-            if backup.encryption == "passphrase":
-                secret = str(read_connection(names.openpgp_passphrase).password or "")
-                if not secret:
-                    raise PermanentError(
-                        "openpgp-no-recipients",
-                        f"the connection {names.openpgp_passphrase!r} has no passphrase; there is no unencrypted mode",
-                        context={"connection": names.openpgp_passphrase},
-                        hint="Put the passphrase into the connection's password, or name recipients in the profile.",
-                    )
-                to = Passphrase(secret)
-            else:
-                pins = pinned(backup.recipients)
-                recipients = to = tuple(pgp.import_recipients(pins, datetime.now(UTC)))
-            signing = pgp.import_signing_key(names.openpgp_signing, recipients)
-            backups = BackupStore(store, pgp, backup.prefix, pinned(backup.signers))
-            backups.check_signer(signing)
-            key = digest_key(signing.passphrase, signing.fingerprint)
-            yield Session(pgp, backups, pins, recipients, to, signing, key)
-
-
-def pinned(keys: tuple[PublicKey, ...]) -> tuple[PinnedKey, ...]:
-    """Return public keys of the profile with the text of their files."""
-    return tuple(PinnedKey(key.name, key.fingerprint, key.armored()) for key in keys)
-
-
-def request_of(context: Context) -> BackupRequest:
-    """Return the run's parameters.
-
-    :raises PermanentError: ``parameters-invalid``, naming the parameter.
-    """
-    return checked_params(context, BackupRequest)
+    from nephoran_maintenance.profile import SystemProfile
 
 
 class CheckBackupOperator(BackupStep):
     """Check parameters, keys, the store and the cluster before anything is read.
 
-    Returns ``{"backup_id", "cluster", "recipients", "expiring", "object_lock", "digest_key_id"}``. Changes nothing. Safe to
-    repeat: yes.
+    Skips the steps of sources that this type of backup does not have, and all of them where a procedure needs no backup
+    before its change. Returns ``{"backup_id", "type", "reason", "parent", "chain", "base_id", "no_base", "cluster",
+    "recipients", "expiring", "object_lock", "digest_key_id"}``: ``chain`` has the ids of all links before this one,
+    ``base_id`` is what Weaviate builds on, ``no_base`` why it does not. Changes nothing. Safe to repeat: yes.
     """
 
-    def act(self, context: Context) -> dict[str, Any]:
-        profile, identifier = self.profile, self.backup_id(context)
-        cluster = self.cluster()
+    def act(self, context: Context) -> Any:
+        if reason := self.why_not(context):
+            self.log.warning("No backup: %s", reason)
+            return finish_step(context, {"not_made": reason}, [self.sibling(step) for step in ALL_AFTER_CHECK])
+        found = self.looked(context)
+        self.log.info("A backup of the type %s: %s", found["type"], found["reason"])
+        return finish_step(context, found, [self.sibling(step) for step in unneeded_steps(found["type"])])
+
+    def why_not(self, context: Context) -> str:
+        """Return why there is no backup before this change; empty when there is one to be made."""
+        if not self.before_change:
+            return ""
+        if self.profile.backup.before_change == "none":
+            return "the profile says that none is made before a change"
+        # A step that was cleared: a backup of what is half changed already must not take the place of the one before.
+        return "the change has begun, and its backup was made before" if journal_of(context, self.journals()) else ""
+
+    def looked(self, context: Context) -> dict[str, Any]:
+        """Return what is found out about cluster, keys and store, and what is decided from it."""
+        profile, cluster, request = self.profile, self.cluster(), self.request(context)
+        with_data = request.type in (*WITH_DATA, "auto")
         about = Cluster(
             name=profile.metadata.name,
             uid=str(cluster.get("Namespace", "kube-system")["metadata"]["uid"]),
             kubernetes_version=cluster.server_version(),
+            weaviate_version=self.weaviate().version() if with_data else None,
         )
         with self.session() as session:
+            choice, chain = self.choice(context, session, request.type, about.uid)
+            identifier = backup_id(choice.type, context["dag_run"].run_after, operation_of(context))
             session.backups.store.list(f"{session.backups.folder(identifier)}/")
             ending = expiring(session.pins, session.recipients, datetime.now(UTC))
             found = {
                 "backup_id": identifier,
+                "type": choice.type,
+                "reason": choice.reason,
+                "parent": choice.parent.model_dump() if choice.parent else None,
+                "chain": chain,
+                **self.base(choice.parent if with_data else None),
                 "cluster": about.model_dump(),
                 "recipients": [
                     Recipient(
@@ -152,36 +121,79 @@ class CheckBackupOperator(BackupStep):
                 "object_lock": session.backups.store.object_lock(),
                 "digest_key_id": session.digest_key_id,
             }
+        if with_data:
+            self.staging().usage(f"{identifier}/")
         for name, end in ending.items():
             self.log.warning("The key of %s ends at %s: renew it, or nothing can be backed up after that", name, end)
         self.log.info("%s goes to %s", identifier, session.backups.store.url(session.backups.folder(identifier)))
         return found
 
+    def choice(
+        self, context: Context, session: Session, requested: RequestedType, cluster_uid: str
+    ) -> tuple[Choice, list[str]]:
+        """Return type and parent of the backup, and the chain that it continues, the full one first."""
+        decide = functools.partial(
+            choose,
+            requested,
+            context["dag_run"].run_after,
+            cluster_uid=cluster_uid,
+            digest_key_id=session.digest_key_id,
+            longest_chain=self.profile.backup.longest_chain,
+        )
+        if requested not in ("incremental", "auto"):
+            return decide(()), []
+        listing = session.backups.list()
+        for identifier, problem in listing.problems.items():
+            self.log.warning("%s does not count: %s", identifier, problem)
+        choice = decide(listing.backups)
+        if choice.parent is None:
+            return choice, []
+        known = {backup.backup_id: backup for backup in listing.backups}
+        return choice, [link.backup_id for link in chain_of(choice.parent.backup_id, known)]
 
-def kubernetes_objects(step: BackupStep) -> MemberSource:
-    """Return everything of the system that the cluster's API lists."""
-    from nephoran_maintenance.engine.sources import KubernetesObjects
-
-    namespaces = step.profile.namespaces
-    return KubernetesObjects(
-        step.cluster(),
-        namespaces=list(dict.fromkeys((namespaces.system, namespaces.monitoring))),
-        own_namespace=namespaces.maintenance,
-    )
+    def base(self, parent: Parent | None) -> dict[str, str]:
+        """Return what Weaviate builds on, or why there is nothing although there is a parent."""
+        if parent is None:
+            return {"base_id": "", "no_base": ""}
+        if self.staging().usage(f"{parent.backup_id}/").objects == 0:
+            return {"base_id": "", "no_base": f"the descriptors of {parent.backup_id} are not in the staging bucket"}
+        return {"base_id": parent.backup_id, "no_base": ""}
 
 
-def grafana_dashboards(step: BackupStep) -> MemberSource:
-    """Return the dashboards of all namespaces."""
-    from nephoran_maintenance.engine.monitoring_sources import GrafanaDashboards
+ALL_AFTER_CHECK = (
+    *(capture_step_id(name) for name in SOURCES),
+    WAIT_WEAVIATE_BACKUP,
+    RELEASE_STAGING,
+    RECORD_MANIFEST,
+    VERIFY_STORED_FILES,
+)
 
-    return GrafanaDashboards(step.cluster())
+
+def unneeded_steps(backup_type: BackupType) -> list[str]:
+    """Return the steps that a type of backup does not have."""
+    there = sources_of(backup_type)
+    steps = [capture_step_id(name) for name in SOURCES if name not in there]
+    return steps if backup_type in WITH_DATA else [*steps, WAIT_WEAVIATE_BACKUP, RELEASE_STAGING]
 
 
-SOURCES: dict[str, tuple[MakeSource, bool]] = {
-    "kubernetes-objects": (kubernetes_objects, True),
-    "grafana-dashboards": (grafana_dashboards, False),
-}
-"""By name: how a source is made, and whether a backup must have it."""
+class WaitWeaviateBackupOperator(WeaviateBackupSensor):
+    """Have Weaviate back itself up into the staging bucket, as a step whose errors are in the report."""
+
+    def __init__(self, *, kubernetes_connection_id: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.kubernetes_connection_id = kubernetes_connection_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with reported_errors(context):
+            return super().execute(context)
+
+    def resume(self, context: Context, event: dict[str, Any], deadline_at: str) -> dict[str, Any]:
+        with reported_errors(context):
+            return super().resume(context, event, deadline_at)
+
+    def conclude(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        with reported_errors(context):
+            return super().conclude(context, event)
 
 
 class CaptureSourceOperator(BackupStep):
@@ -191,7 +203,7 @@ class CaptureSourceOperator(BackupStep):
     missing fails the step; another one is *failed* in the manifest. Safe to repeat: yes, its objects are written again as
     a whole.
 
-    :param source: a name of :data:`SOURCES`.
+    :param source: a name of ``SOURCES``.
     """
 
     def __init__(self, *, source: str, **kwargs: Any) -> None:
@@ -201,11 +213,11 @@ class CaptureSourceOperator(BackupStep):
     def act(self, context: Context) -> dict[str, Any]:
         from nephoran_maintenance.hooks.archive import ArchiveWriter
 
-        make, required = SOURCES[self.source]
+        kind = SOURCES[self.source]
         started_at = datetime.now(UTC)
         found: dict[str, Any] = {"state": "captured"}
-        source = make(self)
         with self.session() as session:
+            source = kind.make(Capturing(self, context, session))
             writer = ArchiveWriter(
                 session.backups.store,
                 session.pgp,
@@ -218,13 +230,14 @@ class CaptureSourceOperator(BackupStep):
                 found["archive"] = writer.write(folder, self.source, present(source))
             except AbsentError as absent:
                 found = {"state": "absent", "reason": absent.reason}
-            except PermanentError as error:
-                if required:
+            except MaintenanceError as error:
+                again = not isinstance(error, PermanentError) and context["ti"].try_number <= (self.retries or 0)
+                if kind.required or again:
                     raise
                 found = {"state": "failed", "reason": str(error)}
         captured = Source(
             name=self.source,
-            required=required,
+            required=kind.required,
             started_at=started_at,
             ended_at=datetime.now(UTC),
             facts=source.outcome.facts,
@@ -252,28 +265,63 @@ def present(source: MemberSource) -> Iterator[Member]:
         raise AbsentError(source.outcome.message)
 
 
+class ReleaseStagingOperator(BackupStep):
+    """Take Weaviate's files out of the staging bucket again, also when nothing came of the backup.
+
+    Of a backup that was captured the descriptors stay, on which an incremental one can build. What a dead run or a chain
+    that is over has left there goes too. Returns ``{"deleted", "seconds"}``: how many objects, and how long the files of this
+    backup may have lain there. Safe to repeat: yes.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(trigger_rule="all_done", **kwargs)
+
+    def act(self, context: Context) -> dict[str, Any]:
+        states = states_of(context)
+        if states.get(self.sibling(WAIT_WEAVIATE_BACKUP)) in NEVER_RAN:
+            raise AirflowSkipException("Weaviate has written nothing")
+        made = pull(context, self.sibling(WAIT_WEAVIATE_BACKUP)) or {}
+        captured = states.get(self.sibling(capture_step_id("weaviate"))) == "success"
+        staging, identifier = self.staging(), self.backup_id(context)
+        folder = folder_in_bucket(str(made.get("path") or ""), str(staging.bucket), identifier)
+        deleted = staging.clear(folder, keep_descriptors=captured)
+        root = folder.removesuffix(f"{identifier}/")
+        there = {file.key.removeprefix(root).partition("/")[0] for file in staging.files(root)}
+        left = left_in_staging(sorted(there), identifier, self.checked(context)["chain"])
+        deleted += sum(staging.clear(f"{root}{name}/", keep_descriptors=keep) for name, keep in left.items())
+        began = datetime.fromisoformat(made["started_at"]) if made.get("started_at") else None
+        seconds = round((datetime.now(UTC) - began).total_seconds(), 1) if began else NOT_MEASURED
+        self.log.info("%d objects of %s are out of the staging bucket after %s s", deleted, identifier, seconds)
+        return {"deleted": deleted, "seconds": seconds}
+
+
+def captured_sources(step: BackupStep, context: Context) -> tuple[Source, ...]:
+    """Return what became of each source that was tried."""
+    results = pull_all(context, [step.sibling(capture_step_id(name)) for name in SOURCES])
+    return tuple(Source.model_validate(found) for found in results.values())
+
+
 class RecordManifestOperator(BackupStep):
     """Write and sign the manifest, with which the backup begins to exist.
 
-    Returns ``{"backup_id", "manifest_sha256", "stored_bytes", "member_bytes", "members", "url"}``. Safe to repeat: yes; a
+    Returns ``{"backup_id", "type", "manifest_sha256", "stored_bytes", "member_bytes", "members", "url"}``. Safe to repeat: yes; a
     manifest of the same sources that an earlier try has written is kept.
 
     :raises PermanentError: ``backup-incomplete`` when a source is missing that must not.
     """
 
     def act(self, context: Context) -> dict[str, Any]:
-        checked, identifier = pull(context, CHECK_REQUEST), self.backup_id(context)
-        results = pull_all(context, [capture_step_id(name) for name in SOURCES])
-        sources = tuple(Source.model_validate(found) for found in results.values())
-        check_complete([*sources, *self.missing(sources)], identifier)
-        request, profile = request_of(context), self.profile
+        checked, identifier = self.checked(context), self.backup_id(context)
+        sources = captured_sources(self, context)
+        check_complete([*sources, *self.missing(sources, self.backup_type(context))], identifier)
+        request, profile = self.request(context), self.profile
         manifest = Manifest(
             backup_id=identifier,
-            type=request.type,
+            type=self.backup_type(context),
             tag=request.tag,
             keeping=request.keeping,
             operation_id=operation_of(context),
-            operation_under_way=self.operation_under_way(context, self.cluster()),
+            operation_under_way=pull(context, self.sibling(WAIT_OPERATION)) or self.other_operation(context),
             system=profile.metadata.name,
             cluster=Cluster.model_validate(checked["cluster"]),
             started_at=min(source.started_at for source in sources),
@@ -283,6 +331,7 @@ class RecordManifestOperator(BackupStep):
             recipients=tuple(Recipient.model_validate(found) for found in checked["recipients"]),
             digest_key_id=checked["digest_key_id"],
             object_lock=checked["object_lock"],
+            parent=Parent.model_validate(checked["parent"]) if checked["parent"] else None,
             tool_version=VERSION,
         )
         with self.session() as session:
@@ -292,6 +341,7 @@ class RecordManifestOperator(BackupStep):
         self.log.info("%s exists: %s", identifier, url)
         return {
             "backup_id": identifier,
+            "type": manifest.type,
             "manifest_sha256": digest,
             "stored_bytes": sum(file.size_bytes for file in manifest.files),
             "member_bytes": sum(archive.member_bytes for archive in archives),
@@ -300,15 +350,15 @@ class RecordManifestOperator(BackupStep):
         }
 
     @staticmethod
-    def missing(sources: tuple[Source, ...]) -> list[Source]:
+    def missing(sources: tuple[Source, ...], backup_type: BackupType) -> list[Source]:
         """Return sources that must be there and left no result at all."""
         names, now = {source.name for source in sources}, datetime.now(UTC)
         return [
             Source(
                 name=name, required=True, state="failed", reason="its step left no result", started_at=now, ended_at=now
             )
-            for name, (_, required) in SOURCES.items()
-            if required and name not in names
+            for name in sources_of(backup_type)
+            if SOURCES[name].required and name not in names
         ]
 
     @staticmethod
@@ -321,13 +371,6 @@ class RecordManifestOperator(BackupStep):
                 return None
             raise
         return sha256_of(data) if found.sources == manifest.sources else None
-
-    def operation_under_way(self, context: Context, cluster: ClusterHook) -> str | None:
-        """Return who holds the lease on the system now."""
-        lease, now = self.leases(cluster).look()
-        if lease is None or now is None or lease.holder is None:
-            return None
-        return lease.holder if lease.standing(operation_of(context), now) == "held" else None
 
 
 class VerifyStoredFilesOperator(BackupStep):
@@ -357,8 +400,8 @@ class VerifyStoredFilesOperator(BackupStep):
             raise
 
 
-class ReportBackupOperator(ReportOperator):
-    """Write the report of a backup: a finding for each source and for each key that ends soon."""
+class ReportBackupOperator(ReportOperator, BackupStep):
+    """Write the report of a backup: a finding for each source, for each key that ends soon, and for the staging bucket."""
 
     def build(self, context: Context, profile: SystemProfile, operation: str) -> dict[str, Any]:
         report = super().build(context, profile, operation)
@@ -367,7 +410,7 @@ class ReportBackupOperator(ReportOperator):
         note = pull(context, VERIFY_STORED_FILES)
         how: Overall = "not-backed-up" if failed or note is None else "backed-up"
         checked = pull(context, CHECK_REQUEST) or {}
-        findings = [self.about(found) for found in self.captured(context)]
+        findings = [self.about(found) for found in captured_sources(self, context)]
         findings += [
             Finding(
                 "recipients",
@@ -382,12 +425,12 @@ class ReportBackupOperator(ReportOperator):
         if note is not None:
             read = f"{note['files']} files, {note['read_bytes']} bytes read back in {note['duration_seconds']} s"
             findings.append(Finding("stored files", "pass", note["backup_id"], read, "as the manifest says"))
+        if (staged := pull(context, RELEASE_STAGING)) is not None:
+            lay = f"Weaviate's files lay there for {staged['seconds']} s; {staged['deleted']} were deleted"
+            findings.append(
+                Finding("staging bucket", "pass", profile.backup.staging_bucket, lay, "only descriptors stay")
+            )
         return {**report, **conclusion(how, findings)}
-
-    @staticmethod
-    def captured(context: Context) -> list[Source]:
-        results = pull_all(context, [capture_step_id(name) for name in SOURCES])
-        return [Source.model_validate(found) for found in results.values()]
 
     @staticmethod
     def about(source: Source) -> Finding:

@@ -66,19 +66,13 @@ class StepOperator(BaseOperator):
 
     @contextmanager
     def recorded_errors(self, context: Context) -> Iterator[None]:
-        """Leave an error's text in the XCom ``error``, where the report finds it, and let Airflow see the error."""
-        try:
-            with airflow_errors():
-                try:
-                    yield
-                except PermanentError as error:
-                    self.record_failure(context, error)
-                    raise
-        except (AirflowSkipException, DownstreamTasksSkipped):
-            raise
-        except Exception as error:
-            context["ti"].xcom_push(key=ERROR_KEY, value=str(error)[:LONGEST_ERROR])
-            raise
+        """Leave an error for the report, and in the journal what it is a failure of, and let Airflow see it."""
+        with reported_errors(context):
+            try:
+                yield
+            except PermanentError as error:
+                self.record_failure(context, error)
+                raise
 
     def blamed(self, error: PermanentError) -> Sequence[str]:
         """Return the components that an error of this step is a failure of."""
@@ -142,6 +136,13 @@ class StepOperator(BaseOperator):
 
         return LeaseStore(cluster, self.profile)
 
+    def other_operation(self, context: Context) -> str | None:
+        """Return who else holds the lease on the system now."""
+        lease, now = self.leases(self.cluster()).look()
+        if lease is None or now is None or lease.standing(operation_of(context), now) != "held":
+            return None
+        return lease.holder
+
     def quarantine(self, cluster: ClusterHook) -> QuarantineStore:
         from nephoran_maintenance.hooks.quarantine_store import QuarantineStore
 
@@ -162,6 +163,19 @@ class StepOperator(BaseOperator):
         from nephoran_maintenance.hooks.switches import check_switches
 
         check_switches(cluster, self.profile.namespaces.maintenance, forward=forward)
+
+
+@contextmanager
+def reported_errors(context: Context) -> Iterator[None]:
+    """Leave an error's text in the XCom ``error``, where the report finds it, and let Airflow see the error."""
+    try:
+        with airflow_errors():
+            yield
+    except (AirflowSkipException, DownstreamTasksSkipped):
+        raise
+    except Exception as error:
+        context["ti"].xcom_push(key=ERROR_KEY, value=str(error)[:LONGEST_ERROR])
+        raise
 
 
 def finish_change_step(

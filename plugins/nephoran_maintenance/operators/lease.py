@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 LONGEST_OPERATION = timedelta(hours=6)
 LONGEST_WAIT = timedelta(hours=2)
 """How long a run with ``if_busy = wait`` waits for another operation; its plan is checked again afterwards."""
+LONGEST_WAIT_OF_A_BACKUP = timedelta(hours=1)
+"""Then a scheduled backup is made all the same, and says which operation was under way."""
 
 
 class AcquireLeaseOperator(StepOperator):
@@ -46,7 +48,7 @@ class AcquireLeaseOperator(StepOperator):
             if context["params"].get("if_busy") != "wait":
                 raise
             self.log.info("Waiting: %s", error.message)
-        self.wait(context)
+        defer_until_free(self, context, LONGEST_WAIT)
         return {}
 
     def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
@@ -87,21 +89,43 @@ class AcquireLeaseOperator(StepOperator):
         journal = store.update(operation_of(context), lambda found: found.fenced(lease.token))
         stamp(lease.store.cluster, journal, lease)
 
-    def wait(self, context: Context) -> None:
-        from nephoran_maintenance.triggers.lease import FreeLeaseTrigger
 
-        leases = self.leases(self.cluster())
-        self.defer(
-            trigger=FreeLeaseTrigger(
-                connection_id=self.kubernetes_connection_id,
-                namespace=leases.namespace,
-                name=leases.name,
-                holder=operation_of(context),
-                deadline_at=(datetime.now(UTC) + LONGEST_WAIT).isoformat(),
-            ),
-            method_name="resume_step",
-            timeout=LONGEST_WAIT + timedelta(minutes=5),
-        )
+def defer_until_free(step: StepOperator, context: Context, longest: timedelta) -> None:
+    """Wait without a worker until the system is free, then go on with the step's ``resume``."""
+    from nephoran_maintenance.triggers.lease import FreeLeaseTrigger
+
+    leases = step.leases(step.cluster())
+    step.defer(
+        trigger=FreeLeaseTrigger(
+            connection_id=step.kubernetes_connection_id,
+            namespace=leases.namespace,
+            name=leases.name,
+            holder=operation_of(context),
+            deadline_at=(datetime.now(UTC) + longest).isoformat(),
+        ),
+        method_name="resume_step",
+        timeout=longest + timedelta(minutes=5),
+    )
+
+
+class WaitOperationOperator(StepOperator):
+    """Let a running operation end before a scheduled backup begins, for an hour at most; holds no worker.
+
+    Returns the operation that is still under way, None when there is none. A run by hand does not wait. Takes no lease: a
+    backup changes nothing. Safe to repeat: yes.
+    """
+
+    def act(self, context: Context) -> str | None:
+        other = self.other_operation(context)
+        if other is not None and context["dag_run"].run_type.value == "scheduled":
+            self.log.info("Waiting for %s to end", other)
+            defer_until_free(self, context, LONGEST_WAIT_OF_A_BACKUP)
+        return other
+
+    def resume(self, context: Context, event: dict[str, Any]) -> str | None:
+        other = self.other_operation(context)
+        self.log.info("%s: %s", event["state"], other or "no operation is under way")
+        return other
 
 
 class HoldLeaseOperator(StepOperator):

@@ -19,10 +19,13 @@ from nephoran_maintenance.domain.step_ids import (
     DELETE_TEST_INTENTS,
     MEASURE_TRAFFIC,
     PLAN_CHANGES,
+    PROTECT_GROUP,
     RECHECK_PLAN,
+    RECORD_MANIFEST,
     VERIFY_COMPONENTS,
     VERIFY_METRICS,
     VERIFY_OUTCOME,
+    VERIFY_STORED_FILES,
     WAIT_TEST_INTENTS,
     alone_step_ids,
     change_step_ids,
@@ -136,6 +139,7 @@ class ReportOperator(StepOperator):
             journal=journal,
             health=health,
             functional_test=[{**test, "deleted": "yes" if deleted is not None else "not measured"} for test in tests],
+            backup=backup_before_change(context),
             probe=pull(context, MEASURE_TRAFFIC),
             probe_expected=journal is not None and profile.probe is not None,
             gates=gates,
@@ -205,6 +209,16 @@ class ReportOperator(StepOperator):
         for samples in sorted(folder.glob("*-samples*.jsonl")):
             store.put_bytes(f"{key}/{samples.name}", samples.read_bytes(), content_type="application/x-ndjson")
         return store.put_text(f"{key}/report.html", page, content_type="text/html; charset=utf-8")
+
+
+def backup_before_change(context: Context) -> dict[str, Any] | None:
+    """Return what the group ``protect`` has saved: ``{"backup_id", "type", "stored_bytes", "url", "checked"}``."""
+    made = pull(context, f"{PROTECT_GROUP}.{RECORD_MANIFEST}")
+    if made is None:
+        return None
+    note = pull(context, f"{PROTECT_GROUP}.{VERIFY_STORED_FILES}")
+    about = {key: made[key] for key in ("backup_id", "type", "stored_bytes", "url")}
+    return {**about, "checked": "every byte read back" if note else "not checked"}
 
 
 def render(report: dict[str, Any]) -> str:

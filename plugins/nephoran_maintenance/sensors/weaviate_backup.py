@@ -29,7 +29,8 @@ class WeaviateBackupSensor(BaseSensorOperator):
     still, can't be judged or is killed, the backup is cancelled, so that nothing blocks the next one.
 
     Returns ``{"backup_id", "status", "progress", "incremental_base_id", "incremental": "yes" | why not,
-    "staged_objects", "staged_bytes", "size_gib", "started_at", "completed_at", "weaviate_version", "seconds"}``.
+    "staged_objects", "staged_bytes", "size_gib", "path": where it lies, "started_at", "completed_at", "weaviate_version",
+    "seconds"}``.
 
     Safe to repeat: yes, the id is derived from the operation, and its status is looked at before it is started.
 
@@ -176,6 +177,7 @@ class WeaviateBackupSensor(BaseSensorOperator):
                 "staged_objects": event.get("staged_objects"),
                 "staged_bytes": event.get("staged_bytes"),
                 "size_gib": answer.get("size"),
+                "path": str(answer.get("path") or ""),
                 "started_at": answer.get("startedAt"),
                 "completed_at": answer.get("completedAt"),
                 "weaviate_version": weaviate.version(),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nephoran_maintenance.domain.capture import (
     Captured,
     Discovery,
+    Link,
     Listing,
     Selection,
     Served,
@@ -23,6 +24,7 @@ from nephoran_maintenance.domain.capture import (
     concerns,
     difference,
     digest_of,
+    files_after,
     is_nephoran_group,
     listings,
     path_of,
@@ -643,3 +645,20 @@ def test_writes_only_the_roles_that_a_kept_binding_refers_to() -> None:
 
 def test_a_digest_is_that_of_sha256() -> None:
     assert digest_of(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+# ------------------------------------------------------------------------------------------------------------- a chain
+
+
+def test_the_files_after_a_chain_are_those_of_its_last_link() -> None:
+    full = Link({"a": "1", "b": "1", "again/1/b": "2", "again/2/b": "3", "again/1/c": "1", "d": "1"}, gone=["d"])
+    assert files_after([full]) == {"a": "1", "b": "3", "c": "1"}
+    second = Link({"a": "2", "e": "1"}, gone=["b"])
+    third = Link({"b": "9"}, gone=["e"])
+    assert files_after([full, second, third]) == {"a": "2", "b": "9", "c": "1"}
+    assert files_after([]) == {}
+
+
+def test_the_order_in_an_inventory_does_not_matter() -> None:
+    files = {"again/10/b": "10", "again/9/b": "9", "b": "0"}
+    assert files_after([Link(files)]) == files_after([Link(dict(reversed(files.items())))]) == {"b": "10"}

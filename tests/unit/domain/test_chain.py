@@ -7,8 +7,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from nephoran_maintenance.domain.backups import BackupType, backup_id, folder_of, is_backup_id, started_at_of
-from nephoran_maintenance.domain.chain import Choice, KnownBackup, RequestedType, chain_of, choose
+from nephoran_maintenance.domain.backups import (
+    BackupType,
+    RequestedType,
+    backup_id,
+    folder_of,
+    is_backup_id,
+    started_at_of,
+)
+from nephoran_maintenance.domain.chain import Choice, KnownBackup, chain_of, choose
 from nephoran_maintenance.domain.manifest import Parent
 from nephoran_maintenance.errors import PermanentError
 

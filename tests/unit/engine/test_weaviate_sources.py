@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -11,11 +10,12 @@ from typing import Any
 import pytest
 
 from nephoran_maintenance.engine.sources import Source
-from nephoran_maintenance.engine.weaviate_sources import WeaviateFacts, WeaviateFiles, collections_not_in
+from nephoran_maintenance.engine.weaviate_sources import WeaviateFacts, WeaviateFiles
 from nephoran_maintenance.errors import MaintenanceError
 from nephoran_maintenance.hooks.staging import StagingBucket
 from nephoran_maintenance.hooks.weaviate_api import WeaviateHook
 from nephoran_maintenance.profile import KnownObjects
+from tests.unit.fake_weaviate import FakeWeaviate
 from tests.unit.hooks.fake_servers import Answer, Received, Reply, Server, connection_json, serving
 
 PREFIX = "full-20261124t023000z-1a2b3c/"
@@ -32,63 +32,6 @@ def read(source: Source) -> dict[str, bytes]:
 
 
 # --------------------------------------------------------------------------------------------------------------- facts
-
-
-class FakeWeaviate:
-    """Collections by name, each with the ids of its objects; ``lost`` ones are not found by vector."""
-
-    def __init__(self) -> None:
-        self.collections: dict[str, list[str]] = {}
-        self.lost: set[str] = set()
-        self.tenants: set[str] = set()
-        self.named_vectors: set[str] = set()
-        self.without_vectors: set[str] = set()
-        self.search_limit = 10_000
-        self.add_meanwhile = ""
-
-    def __call__(self, request: Received) -> Reply:
-        if request.path == "/v1/meta":
-            return Reply(200, {"version": "1.39.0"})
-        if request.path == "/v1/nodes":
-            shards = [{"class": "Tenants", "name": name, "objectCount": 5} for name in ("a", "b")]
-            return Reply(200, {"nodes": [{"name": f"weaviate-{n}", "shards": shards} for n in range(2)]})
-        if request.path == "/v1/schema":
-            classes = [
-                {"class": name, "multiTenancyConfig": {"enabled": name in self.tenants}} for name in self.collections
-            ]
-            if self.add_meanwhile:
-                self.collections[self.add_meanwhile] = []
-                self.add_meanwhile = ""
-            return Reply(200, {"classes": classes})
-        if request.path == "/v1/objects":
-            name = request.query["class"]
-            ids = self.collections[name][: int(request.query["limit"])]
-            return Reply(200, {"objects": [{"id": one, **self.vectors(name, one)} for one in ids]})
-        if request.path.startswith("/v1/objects/"):
-            _, _, _, name, one = request.path.split("/")
-            found = one in self.collections.get(name, ())
-            return Reply(200, {"id": one, "properties": {"title": f"title of {one}"}}) if found else Reply(404, "")
-        query = request.json["query"]
-        name = str(re.search(r"\{ (?:Get|Aggregate) \{ (\w+)", query)[1])  # type: ignore[index]
-        if "Aggregate" in query:
-            count = len(self.collections[name])
-            return Reply(200, {"data": {"Aggregate": {name: [{"meta": {"count": count}}]}}})
-        return self.search(name, query)
-
-    def vectors(self, name: str, one: str) -> dict[str, Any]:
-        vector = [float(self.collections[name].index(one)), 1.0]
-        if name in self.without_vectors:
-            return {}
-        return {"vectors": {"text": vector}} if name in self.named_vectors else {"vector": vector}
-
-    def search(self, name: str, query: str) -> Reply:
-        limit = int(re.search(r"limit: (\d+)", query)[1])  # type: ignore[index]
-        if limit > self.search_limit or ("targetVectors" in query) is not (name in self.named_vectors):
-            return Reply(200, {"errors": [{"message": "query maximum results exceeded"}]})
-        position = float(re.search(r"vector: \[([\d.]+)", query)[1])  # type: ignore[index]
-        kept = [one for one in self.collections[name] if one not in self.lost]
-        nearest = sorted(kept, key=lambda one: abs(self.collections[name].index(one) - position))[:limit]
-        return Reply(200, {"data": {"Get": {name: [{"_additional": {"id": one}} for one in nearest]}}})
 
 
 @pytest.fixture
@@ -189,13 +132,6 @@ def test_a_weaviate_that_is_away_fails_the_source(serve: Callable[[Answer], Serv
     assert source.outcome.state == "failed"
 
 
-@pytest.mark.parametrize(
-    ("backup", "live", "expected"), [(["A"], ["A", "B"], ["B"]), (["A", "B"], ["A"], []), ([], [], [])]
-)
-def test_finds_collections_that_a_backup_does_not_have(backup: list[str], live: list[str], expected: list[str]) -> None:
-    assert collections_not_in(backup, live) == expected
-
-
 # --------------------------------------------------------------------------------------------------------------- files
 
 DESCRIPTOR = {
@@ -236,9 +172,11 @@ class FakeBucket:
 @pytest.fixture
 def bucket() -> FakeBucket:
     fake = FakeBucket()
-    fake.objects = {f"{PREFIX}weaviate-0/chunk-{number}": bytes([number]) * 100 for number in range(4)}
+    fake.objects = {f"{PREFIX}weaviate-0/A/chunk-{number}": bytes([number]) * 100 for number in range(4)}
+    node = {"classes": [{"name": "A", "chunks": {str(number): [] for number in range(4)}}, {"name": "B", "chunks": {}}]}
     fake.objects |= {
-        f"{PREFIX}weaviate-0/backup.json": b"{}",
+        f"{PREFIX}weaviate-0/backup.json": json.dumps(node).encode(),
+        f"{PREFIX}weaviate-1/backup.json": b"{}",
         f"{PREFIX}backup_config.json": json.dumps(DESCRIPTOR).encode(),
         "other/weaviate-0/chunk-0": b"not ours",
     }
@@ -267,12 +205,12 @@ def test_streams_every_file_of_the_backup_and_no_other(staging: StagingBucket, b
     }
     assert files == expected
     facts = source.outcome.facts
-    assert (facts["files"], facts["bytes"]) == (6, sum(len(content) for content in expected.values()))
+    assert (facts["files"], facts["bytes"]) == (7, sum(len(content) for content in expected.values()))
     assert (facts["collections"], facts["base_backup_id"], facts["status"]) == (["A", "B"], "base-1", "SUCCESS")
 
 
 def test_a_file_that_ends_early_fails_the_source(staging: StagingBucket, bucket: FakeBucket) -> None:
-    bucket.cut = f"{PREFIX}weaviate-0/chunk-2"
+    bucket.cut = f"{PREFIX}weaviate-0/A/chunk-2"
     source = WeaviateFiles(staging, PREFIX)
     with pytest.raises(MaintenanceError, match="of which 99 were read"):
         read(source)
@@ -293,16 +231,37 @@ def test_a_backup_without_its_descriptor_is_none(staging: StagingBucket, bucket:
     assert (caught.value.reference, source.outcome.state) == ("weaviate-backup-incomplete", "failed")
 
 
+@pytest.mark.parametrize("lost", ["weaviate-0/A/chunk-1", "weaviate-1/backup.json"])
+def test_a_backup_that_was_cleared_already_is_not_taken_for_whole(
+    staging: StagingBucket, bucket: FakeBucket, lost: str
+) -> None:
+    del bucket.objects[f"{PREFIX}{lost}"]
+    source = WeaviateFiles(staging, PREFIX)
+    with pytest.raises(MaintenanceError, match=f"lacks 1 files .* the first is {lost}"):
+        read(source)
+    assert source.outcome.state == "failed"
+
+
+def test_tells_which_collections_were_added_meanwhile(staging: StagingBucket) -> None:
+    source = WeaviateFiles(staging, PREFIX, live=lambda: ["A", "C", "B"], about={"incremental": "not said"})
+    read(source)
+    assert source.outcome.facts["collections_added_meanwhile"] == ["C"]
+    assert source.outcome.facts["incremental"] == "yes"
+
+
 def test_clearing_leaves_the_descriptors_and_other_backups(staging: StagingBucket, bucket: FakeBucket) -> None:
     assert staging.clear(PREFIX) == 4
     assert sorted(bucket.objects) == [
         f"{PREFIX}backup_config.json",
         f"{PREFIX}weaviate-0/backup.json",
+        f"{PREFIX}weaviate-1/backup.json",
         "other/weaviate-0/chunk-0",
     ]
     assert staging.clear(PREFIX) == 0
+    assert staging.clear(PREFIX, keep_descriptors=False) == 3
+    assert sorted(bucket.objects) == ["other/weaviate-0/chunk-0"]
 
 
 def test_tells_how_much_is_staged(staging: StagingBucket) -> None:
-    found = staging.usage(f"{PREFIX}weaviate-0/chunk")
+    found = staging.usage(f"{PREFIX}weaviate-0/A/chunk")
     assert (found.objects, found.size_bytes) == (4, 400)

@@ -22,7 +22,7 @@ class FakeS3:
         self.objects: dict[str, bytes] = {}
         self.versions: dict[tuple[str, str], bytes] = {}
         self.uploads: dict[str, tuple[str, dict[int, bytes]]] = {}
-        self.deny = False
+        self.deny = self.may_delete = False
         self.lock: str | None = None
         self.fail: Callable[[Received], Reply | None] = lambda request: None
         self._numbers = itertools.count(1)
@@ -49,7 +49,9 @@ class FakeS3:
         if request.method == "POST":
             return self.multipart(request, key)
         if request.method == "DELETE":
-            if self.uploads.pop(request.query.get("uploadId", ""), None) is None:
+            if self.may_delete and key in self.objects:
+                del self.objects[key]
+            elif self.uploads.pop(request.query.get("uploadId", ""), None) is None:
                 return self.error(403, "AccessDenied")
             return Reply(204)
         version = request.query.get("versionId")
@@ -103,11 +105,12 @@ class FakeS3:
         return Reply(200, f"<ObjectLockConfiguration>{enabled}{rule}</ObjectLockConfiguration>")
 
     def page(self, request: Received) -> Reply:
-        start = int(request.query.get("continuation-token", "0"))
-        keys = sorted(key for key in self.objects if key.startswith(request.query.get("prefix", "")))
-        more = len(keys) > start + 2
-        entries = "".join(f"<Contents><Key>{escape(key)}</Key></Contents>" for key in keys[start : start + 2])
-        token = f"<NextContinuationToken>{start + 2}</NextContinuationToken>" if more else ""
+        after = request.query.get("continuation-token", "")
+        keys = sorted(key for key in self.objects if key.startswith(request.query.get("prefix", "")) and key > after)
+        more = len(keys) > 2
+        sizes = {key: len(self.objects[key]) for key in keys[:2]}
+        entries = "".join(f"<Contents><Key>{escape(k)}</Key><Size>{n}</Size></Contents>" for k, n in sizes.items())
+        token = f"<NextContinuationToken>{escape(keys[1])}</NextContinuationToken>" if more else ""
         truncated = "true" if more else "false"
         text = f"<ListBucketResult><IsTruncated>{truncated}</IsTruncated>{token}{entries}</ListBucketResult>"
         return Reply(200, text, {"Content-Type": "application/xml"})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lab import backup_keys, buckets
 from lab.airflow import PROCESSES
 from lab.airflow_access import connections, for_lab
 from lab.airflow_settings import LOGINS, AirflowInstance
@@ -99,6 +100,29 @@ def test_each_procedure_gets_the_token_of_its_own_serviceaccount(config: LabConf
     assert "administrator" not in json.dumps(made)
 
 
+def test_only_the_signing_key_leaves_the_lab_and_only_its_connection_has_the_passphrase(config: LabConfig) -> None:
+    made = connections(config, lambda account: f"token of {account}")
+    keys = backup_keys.keys(config)
+    passphrase = config.secret(backup_keys.PASSPHRASE)
+    signing = made.pop("openpgp_signing")
+    assert (signing["password"], signing["extra"]["private_key"]) == (passphrase, keys["signer"].private)
+    assert passphrase not in json.dumps(made)
+    for name in backup_keys.RECIPIENTS:
+        assert keys[name].private not in json.dumps([made, signing])
+    files = list((config.home / "secrets").rglob("*.private"))
+    assert len(files) == 3
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o600"}
+    assert backup_keys.keys(config) == keys
+
+
+def test_each_account_is_told_apart_by_what_it_may_do() -> None:
+    statements = buckets.policy(buckets.BACKUPS, [buckets.UPLOADER, buckets.RETENTION])["Statement"]
+    deleting = {s["Principal"]["AWS"][0] for s in statements for action in s["Action"] if "Delete" in action}
+    assert deleting == {buckets.RETENTION.name}
+    writing = {s["Principal"]["AWS"][0] for s in statements for action in s["Action"] if "Put" in action}
+    assert writing == {buckets.UPLOADER.name}
+
+
 def test_profile_for_a_lab_keeps_everything_but_addresses(config: LabConfig) -> None:
     import yaml
 
@@ -110,7 +134,7 @@ def test_profile_for_a_lab_keeps_everything_but_addresses(config: LabConfig) -> 
     assert changed["probe"]["url"].startswith("http://10.202.")
     assert changed["probe"]["rate_per_second"] == original["probe"]["rate_per_second"]
     replaced = {key for key in original if original[key] != changed[key]}
-    assert replaced <= {"probe", "dependencies", "registry", "reports", "components", "approvers"}
+    assert replaced <= {"probe", "dependencies", "registry", "reports", "components", "approvers", "backup"}
 
 
 def test_a_run_in_a_lab_waits_for_nobody_unless_its_category_asks_for_it(config: LabConfig) -> None:

@@ -15,6 +15,11 @@ def report(**changes: Any) -> dict[str, Any]:
     return {
         "overall": "succeeded",
         "operation_id": "rolling-upgrade-20261123t220000z-abc123",
+        "backup": {
+            "backup_id": "full-20261123t220000z-abc123",
+            "stored_bytes": 2**20,
+            "checked": "every byte read back",
+        },
         "probe": {"sent": 1000, "failed": 0, "longest_gap_seconds": 0.041},
         "components": [
             {
@@ -51,6 +56,8 @@ def test_next_version_follows_the_oldest_that_runs(running: list[str], expected:
         pytest.param("failed", report(overall="rolled-back"), "rolled-back", id="rolled back"),
         pytest.param("success", report(overall="planned"), "planned", id="only planned"),
         pytest.param("success", report(probe={"sent": 9, "failed": 2}), "2 requests failed", id="requests failed"),
+        pytest.param("success", report(backup=None), "no checked backup", id="no backup"),
+        pytest.param("success", report(backup={"checked": "not checked"}), "no checked backup", id="not checked"),
         pytest.param("success", report(probe="not measured"), "not measured", id="not measured"),
         pytest.param("failed", None, "no report", id="no report"),
     ],
@@ -66,6 +73,7 @@ def test_summary_has_requests_gap_seconds_per_component_and_report() -> None:
     lines = dict(summary_lines(report()))
     assert lines["requests"] == "1000 sent, 0 failed"
     assert lines["longest gap"] == "0.04 s"
+    assert lines["backup"] == "full-20261123t220000z-abc123, 1.0 MiB, every byte read back"
     assert lines["rag-api"] == "31.3 s  rag-api:v1 -> rag-api:v2"
     assert lines["report"] == "reports/x/report.html"
 

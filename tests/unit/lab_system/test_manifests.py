@@ -126,7 +126,7 @@ def test_weaviate_keeps_three_replicas_in_memory_of_each_other() -> None:
 
 
 def test_no_secret_value_stands_in_a_workload() -> None:
-    values = {CONFIG.secret(name) for name in ("weaviate-api-key", "s3-access-key", "s3-secret-key")}
+    values = {CONFIG.secret(name) for name in ("weaviate-api-key", "s3-weaviate-staging")}
     text = str(deployed(variant_named("standard")))
     assert not [value for value in values if value in text]
 

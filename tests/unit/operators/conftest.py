@@ -51,6 +51,16 @@ def no_findings(step: Any, context: Any) -> list[dict[str, Any]]:
     return [Finding(subject, "pass", "the system", "good", "good").to_dict()]
 
 
+def nothing(step: Any, context: Any) -> None:
+    return None
+
+
+def passed_before_the_change(dag: Any) -> dict[str, Step]:
+    """Return what stands for the steps that have tests of their own: preflight has passed, and the backup is made."""
+    checks = {t: no_findings for t in dag.task_ids if t.startswith("preflight.check_")}
+    return {**checks, **{t: nothing for t in dag.task_ids if t.startswith("protect.")}}
+
+
 @dataclass(frozen=True)
 class Question:
     """What a step has asked in Airflow's required actions."""
@@ -114,9 +124,9 @@ class System:
     def upgrade(
         self, *, replaced: dict[str, Step] | None = None, run_id: str = "manual__2026-11-23", **params: Any
     ) -> DagRunner:
-        """Run the rolling upgrade to v2; its preflight has passed, which has tests of its own."""
+        """Run the rolling upgrade to v2, with all that comes before the change passed."""
         dag = self.dags["rolling_upgrade"]
-        passed = {t: no_findings for t in dag.task_ids if t.startswith("preflight.check_")}
+        passed = passed_before_the_change(dag)
         given = {"mode": "apply", "components": COMPONENTS, "version": "v2", **params}
         return DagRunner(
             dag, given, replaced={**passed, **(replaced or {})}, run_id=run_id, answer=self.persons.answer
@@ -206,7 +216,7 @@ def system(dags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             monkeypatch.setenv("NEPHORAN_PROFILE", str(profile))
             monkeypatch.setenv("NEPHORAN_REPORTS", str(tmp_path / "reports"))
             extra = {"kube_config": kube_config(server.url)}
-            for name in ("PREFLIGHT", "ROLLING_UPGRADE", "RECOVER_OPERATION", "ROLLBACK"):
+            for name in ("PREFLIGHT", "ROLLING_UPGRADE", "RECOVER_OPERATION", "ROLLBACK", "BACKUP"):
                 monkeypatch.setenv(
                     f"AIRFLOW_CONN_KUBERNETES_{name}", connection_json(conn_type="kubernetes", extra=extra)
                 )

@@ -321,10 +321,10 @@ def test_an_aborted_or_a_lost_run_puts_nothing_into_quarantine(system: System) -
 def again(system: System, *, run_type: str = "manual", **params: Any) -> Any:
     """Ask for the bad version once more, with the real check of the images."""
     from tests.unit.dag_runner import DagRunner
-    from tests.unit.operators.conftest import no_findings
+    from tests.unit.operators.conftest import passed_before_the_change
 
     dag = system.dags["rolling_upgrade"]
-    checks = {t: no_findings for t in dag.task_ids if t.startswith("preflight.check_")}
+    checks = passed_before_the_change(dag)
     del checks["preflight.check_images"]
     given = {"mode": "apply", "components": ["rag-api"], "version": "v2-bad", **params}
     runner = DagRunner(dag, given, replaced=checks, run_id=f"{run_type}__again")

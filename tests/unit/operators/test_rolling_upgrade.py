@@ -251,6 +251,9 @@ BEFORE_THE_JOURNAL = {
     "approve.wait_approval",
     "acquire_lease",
     "recheck_plan",
+    "protect.check_request",
+    "protect.capture_weaviate",
+    "protect.verify_stored_files",
 }
 FAIL_AT = [
     # step, after its effect, what goes back and in which order, how the run ends
@@ -262,6 +265,9 @@ FAIL_AT = [
     ("acquire_lease", True, [], "refused"),
     ("recheck_plan", False, [], "refused"),
     ("recheck_plan", True, [], "refused"),
+    ("protect.check_request", False, [], "refused"),
+    ("protect.capture_weaviate", False, [], "refused"),
+    ("protect.verify_stored_files", False, [], "refused"),
     ("record_before_state", False, [], "refused"),
     ("record_before_state", True, [], "refused"),
     (f"{WEAVIATE}.apply_image", False, [], "refused"),

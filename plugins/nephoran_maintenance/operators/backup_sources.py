@@ -1,0 +1,112 @@
+"""The sources of a backup: which types have them, which of them must be there, and how each is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nephoran_maintenance.domain.backups import BackupType
+from nephoran_maintenance.domain.capture import files_after
+from nephoran_maintenance.domain.step_ids import WAIT_WEAVIATE_BACKUP
+from nephoran_maintenance.domain.weaviate_backup import folder_in_bucket
+from nephoran_maintenance.operators.base import pull
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from nephoran_maintenance.engine.sources import Source as MemberSource
+    from nephoran_maintenance.operators.backup_step import BackupStep, Session
+
+EVERY_TYPE: tuple[BackupType, ...] = ("config-only", "incremental", "full")
+WITH_DATA: tuple[BackupType, ...] = ("incremental", "full")
+OF_THE_SENSOR = ("backup_id", "incremental", "started_at", "completed_at", "staged_objects", "staged_bytes")
+
+
+@dataclass(frozen=True)
+class Capturing:
+    """The step that captures a source, in its run."""
+
+    step: BackupStep
+    context: Context
+    session: Session
+
+
+MakeSource = Callable[[Capturing], "MemberSource"]
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """:param required: whether a backup must have it. :param types: which backups have it at all."""
+
+    make: MakeSource
+    required: bool
+    types: tuple[BackupType, ...] = EVERY_TYPE
+
+
+def kubernetes_objects(of: Capturing) -> MemberSource:
+    """Return everything of the system that the cluster's API lists."""
+    from nephoran_maintenance.engine.sources import KubernetesObjects
+
+    namespaces = of.step.profile.namespaces
+    chain = of.step.checked(of.context)["chain"]
+    before = files_after(of.session.backups.files_of(link, KubernetesObjects.name) for link in chain)
+    return KubernetesObjects(
+        of.step.cluster(),
+        namespaces=list(dict.fromkeys((namespaces.system, namespaces.monitoring))),
+        own_namespace=namespaces.maintenance,
+        parent=before if chain else None,
+        digest=of.session.digest,
+    )
+
+
+def grafana_dashboards(of: Capturing) -> MemberSource:
+    """Return the dashboards of all namespaces."""
+    from nephoran_maintenance.engine.monitoring_sources import GrafanaDashboards
+
+    return GrafanaDashboards(of.step.cluster())
+
+
+def weaviate_facts(of: Capturing) -> MemberSource:
+    """Return what a restored Weaviate is compared with."""
+    from nephoran_maintenance.engine.weaviate_sources import WeaviateFacts
+
+    return WeaviateFacts(of.step.weaviate(), of.step.profile.known_objects)
+
+
+def weaviate_files(of: Capturing) -> MemberSource:
+    """Return the files of Weaviate's own backup, which the step before has waited for."""
+    from nephoran_maintenance.engine.weaviate_sources import WeaviateFiles
+
+    no_base = of.step.checked(of.context)["no_base"]
+    made = pull(of.context, of.step.sibling(WAIT_WEAVIATE_BACKUP))
+    staging, weaviate = of.step.staging(), of.step.weaviate()
+    return WeaviateFiles(
+        staging,
+        folder_in_bucket(made["path"], str(staging.bucket), made["backup_id"]),
+        live=lambda: [str(found["class"]) for found in weaviate.schema()],
+        about={**{key: made[key] for key in OF_THE_SENSOR}, **({"incremental": no_base} if no_base else {})},
+    )
+
+
+def prometheus_metrics(of: Capturing) -> MemberSource:
+    """Return the metrics of the last day."""
+    from nephoran_maintenance.engine.monitoring_sources import PrometheusExport
+    from nephoran_maintenance.hooks.prometheus_api import PrometheusHook
+
+    prometheus = PrometheusHook(of.step.profile.connections.prometheus)
+    return PrometheusExport(prometheus, end=of.context["dag_run"].run_after)
+
+
+SOURCES: dict[str, SourceKind] = {
+    "kubernetes-objects": SourceKind(kubernetes_objects, required=True),
+    "grafana-dashboards": SourceKind(grafana_dashboards, required=False),
+    "prometheus": SourceKind(prometheus_metrics, required=False, types=("full",)),
+    "weaviate-facts": SourceKind(weaviate_facts, required=True, types=WITH_DATA),
+    "weaviate": SourceKind(weaviate_files, required=True, types=WITH_DATA),
+}
+
+
+def sources_of(backup_type: BackupType) -> list[str]:
+    """Return the names of a backup's sources."""
+    return [name for name, kind in SOURCES.items() if backup_type in kind.types]

@@ -1,0 +1,141 @@
+"""What the steps of a backup have in common: which backup it is, and the session in which it is written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from nephoran_maintenance.domain.backups import BackupRequest, BackupType
+from nephoran_maintenance.domain.openpgp_keys import Key, PinnedKey
+from nephoran_maintenance.domain.step_ids import CHECK_REQUEST
+from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.operators.base import StepOperator, checked_params, operation_of, pull
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from nephoran_maintenance.hooks.backup_store import BackupStore
+    from nephoran_maintenance.hooks.openpgp import OpenPgpHook, Passphrase, SigningKey
+    from nephoran_maintenance.hooks.staging import StagingBucket
+    from nephoran_maintenance.hooks.weaviate_api import WeaviateHook
+    from nephoran_maintenance.profile import PublicKey
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a step needs to write backups: open as long as the step runs."""
+
+    pgp: OpenPgpHook
+    backups: BackupStore
+    pins: tuple[PinnedKey, ...]
+    recipients: tuple[Key, ...]
+    to: tuple[Key, ...] | Passphrase
+    signing: SigningKey
+    digest_key: bytes
+
+    def digest(self, content: bytes) -> str:
+        """Return the digest of a content as inventories have it."""
+        from nephoran_maintenance.hooks.archive import keyed_digest
+
+        return keyed_digest(self.digest_key, hashlib.sha256(content).digest())
+
+    @property
+    def digest_key_id(self) -> str:
+        """Tells whether two backups have digests of the same key, and nothing of the key."""
+        return hashlib.sha256(b"id of " + self.digest_key).hexdigest()[:16]
+
+
+class BackupStep(StepOperator):
+    """A step of a backup, alone or inside the group of another procedure.
+
+    :param before_change: it belongs to another procedure, which is about to change something: type and tag are not the
+        run's parameters.
+    """
+
+    def __init__(self, *, before_change: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.before_change = before_change
+
+    def sibling(self, step_id: str) -> str:
+        """Return the id of another step of the same backup: below the same group."""
+        group = self.task_id.rpartition(".")[0]
+        return f"{group}.{step_id}" if group else step_id
+
+    def request(self, context: Context) -> BackupRequest:
+        """Return what was asked for.
+
+        :raises PermanentError: ``parameters-invalid``, naming the parameter.
+        """
+        if self.before_change:
+            return BackupRequest(type=self.profile.backup.before_change, tag=f"pre-{operation_of(context)}")
+        if context["dag_run"].run_type.value == "scheduled":
+            return BackupRequest(type="auto")
+        return checked_params(context, BackupRequest)
+
+    def checked(self, context: Context) -> dict[str, Any]:
+        """Return what the first step has found out and decided."""
+        return dict(pull(context, self.sibling(CHECK_REQUEST)))
+
+    def backup_id(self, context: Context) -> str:
+        return str(self.checked(context)["backup_id"])
+
+    def backup_type(self, context: Context) -> BackupType:
+        return self.checked(context)["type"]  # type: ignore[no-any-return]
+
+    def weaviate(self) -> WeaviateHook:
+        from nephoran_maintenance.hooks.weaviate_api import WeaviateHook
+
+        return WeaviateHook(self.profile.connections.weaviate)
+
+    def staging(self) -> StagingBucket:
+        from nephoran_maintenance.hooks.staging import StagingBucket
+
+        profile = self.profile
+        return StagingBucket(profile.connections.object_store_staging, bucket=profile.backup.staging_bucket)
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Open gpg with the recipients and the signing key, and the store.
+
+        :raises PermanentError: whatever is wrong with a key, named; there is no way without encryption.
+        """
+        from nephoran_maintenance.hooks.archive import digest_key
+        from nephoran_maintenance.hooks.backup_store import BackupStore
+        from nephoran_maintenance.hooks.connections import read_connection
+        from nephoran_maintenance.hooks.object_store import ObjectStoreHook
+        from nephoran_maintenance.hooks.openpgp import OpenPgpHook, Passphrase
+
+        profile = self.profile
+        backup, names = profile.backup, profile.connections
+        store = ObjectStoreHook(names.object_store_backup, bucket=backup.bucket)
+        with OpenPgpHook() as pgp:
+            pins: tuple[PinnedKey, ...] = ()
+            recipients: tuple[Key, ...] = ()
+            to: tuple[Key, ...] | Passphrase
+            if backup.encryption == "passphrase":
+                secret = str(read_connection(names.openpgp_passphrase).password or "")
+                if not secret:
+                    raise PermanentError(
+                        "openpgp-no-recipients",
+                        f"the connection {names.openpgp_passphrase!r} has no passphrase; there is no unencrypted mode",
+                        context={"connection": names.openpgp_passphrase},
+                        hint="Put the passphrase into the connection's password, or name recipients in the profile.",
+                    )
+                to = Passphrase(secret)
+            else:
+                pins = pinned(backup.recipients)
+                recipients = to = tuple(pgp.import_recipients(pins, datetime.now(UTC)))
+            signing = pgp.import_signing_key(names.openpgp_signing, recipients)
+            backups = BackupStore(store, pgp, backup.prefix, pinned(backup.signers))
+            backups.check_signer(signing)
+            key = digest_key(signing.passphrase, signing.fingerprint)
+            yield Session(pgp, backups, pins, recipients, to, signing, key)
+
+
+def pinned(keys: tuple[PublicKey, ...]) -> tuple[PinnedKey, ...]:
+    """Return public keys of the profile with the text of their files."""
+    return tuple(PinnedKey(key.name, key.fingerprint, key.armored()) for key in keys)

@@ -1,0 +1,81 @@
+"""The backup before a change: what it is asked for, and that nothing is changed without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nephoran_maintenance.operators.base import operation_of
+from tests.unit.dag_runner import DagRunner, TaskInstance
+from tests.unit.operators.conftest import COMPONENTS, System
+
+GROUP = "protect."
+MADE = {"backup_id": "full-20261123t100000z-1a2b3c", "type": "full", "stored_bytes": 4711, "url": "s3://b/backups/full"}
+
+
+def steps_of(run: DagRunner) -> dict[str, str]:
+    return {step: state for step, state in run.states.items() if step.startswith(GROUP)}
+
+
+def really(step: Any, context: Any) -> Any:
+    return type(step).execute(step, context)
+
+
+def test_it_comes_before_the_journal_and_the_first_change_and_is_in_the_report(system: System) -> None:
+    run = system.upgrade(
+        replaced={
+            "protect.record_manifest": lambda step, context: MADE,
+            "protect.verify_stored_files": lambda step, context: {"grade": "checked"},
+        }
+    )
+    assert run.report["overall"] == "succeeded"
+    order = [step for step in run.order if step.startswith(GROUP)]
+    assert {"protect.check_request", "protect.capture_weaviate", "protect.verify_stored_files"} <= set(order)
+    assert run.order.index("recheck_plan") < min(map(run.order.index, order))
+    assert max(map(run.order.index, order)) < run.order.index("record_before_state")
+    assert run.report["backup"] == {**MADE, "checked": "every byte read back"}
+    assert MADE["backup_id"] in Path(run.report["report_path"]).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("what", ["full", "config-only"])
+def test_it_is_what_the_profile_says_and_named_after_the_operation(system: System, what: str) -> None:
+    system.edit_profile(lambda data: data["backup"].update(before_change=what))
+    run = DagRunner(system.dags["rolling_upgrade"], {"mode": "apply"})
+    step = run.dag.get_task("protect.check_request")
+    context = run.context(step, TaskInstance(run, step))
+    request = step.request(context)
+    assert (request.type, request.tag, request.keeping) == (what, f"pre-{operation_of(context)}", "daily")
+
+
+def test_a_profile_without_it_skips_the_whole_group_and_nothing_else(system: System) -> None:
+    system.edit_profile(lambda data: data["backup"].update(before_change="none"))
+    run = system.upgrade(replaced={"protect.check_request": really})
+    assert run.failed() == []
+    assert run.report["overall"] == "succeeded"
+    assert steps_of(run).pop("protect.check_request") == "success"
+    assert {state for step, state in steps_of(run).items() if step != "protect.check_request"} == {"skipped"}
+    assert run.report["backup"] is None
+    assert {tag for name in COMPONENTS for tag in system.cluster.running(name)} == {"v2"}
+
+
+def test_a_step_that_is_cleared_after_the_change_began_makes_no_backup_of_what_is_half_changed(system: System) -> None:
+    run = system.upgrade()
+    step = run.dag.get_task("protect.check_request")
+    context = run.context(step, TaskInstance(run, step))
+    assert "made before" in step.why_not(context)
+
+
+def test_to_plan_makes_no_backup(system: System) -> None:
+    run = system.upgrade(mode="plan")
+    assert set(steps_of(run).values()) == {"skipped"}
+    assert run.report["backup"] is None
+
+
+def test_a_run_that_is_refused_touches_no_bucket(system: System) -> None:
+    """The step that empties the staging bucket runs whatever happened, and finds that nothing has begun."""
+    run = system.upgrade(components=["rag-api"], version="no-such-tag", replaced={"protect.release_staging": really})
+    assert run.report["overall"] == "refused"
+    assert steps_of(run).pop("protect.release_staging") == "skipped"
+    assert "protect.release_staging" not in run.failed()
