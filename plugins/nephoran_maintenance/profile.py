@@ -308,14 +308,20 @@ class PublicKey(Part):
 
 
 class Retention(Part):
-    """How long backups are kept; every bound keeps a slip of the pen from deleting everything."""
+    """How long backups are kept; every bound keeps a slip of the pen from deleting everything.
 
+    :param mode: what scheduled runs of backup_retention do.
+    :param leftovers_days: when files without a manifest are of a run that will not finish them any more.
+    """
+
+    mode: Literal["plan", "apply"] = "apply"
     days: int = Field(90, ge=7, le=3650)
     daily: int = Field(7, ge=1, le=366)
     weekly: int = Field(5, ge=1, le=260)
     monthly: int = Field(12, ge=1, le=120)
     yearly: int = Field(2, ge=0, le=50)
     approval_above: int = Field(20, ge=1, le=1000)
+    leftovers_days: int = Field(7, ge=2, le=365)
 
 
 class Backup(Part):

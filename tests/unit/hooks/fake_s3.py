@@ -6,24 +6,38 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from urllib.parse import unquote
 from xml.sax.saxutils import escape
 
 from tests.unit.hooks.fake_servers import Received, Reply, Server, connection_json
 
 SECRET = "secret-key-of-test"
+UPLOADER = "access-key"
+DELETER = "access-key-of-retention"
+"""Whose requests may delete; everybody else may take back uploads alone."""
+FIRST_MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class FakeS3:
-    """One bucket; lists two keys to a page. ``fail`` answers in its place while it returns something."""
+    """One bucket. ``fail`` answers in its place while it returns something; a page of a list has ``page_length`` keys."""
 
     def __init__(self, bucket: str = "reports") -> None:
         self.bucket = bucket
         self.objects: dict[str, bytes] = {}
         self.versions: dict[tuple[str, str], bytes] = {}
         self.uploads: dict[str, tuple[str, dict[int, bytes]]] = {}
+        self.page_length = 2
         self.deny = False
         self.lock: str | None = None
+        self.marks: list[tuple[str, str]] = []
+        """Keys and versions of deletion marks."""
+        self.written_at: dict[str, datetime] = {}
+        """By version; what is not named was written at the first moment."""
+        self.locks: dict[str, dict[str, str]] = {}
+        """By key: the headers that tell of a lock."""
+        self.deleted: list[str] = []
+        """Keys of what was deleted for good, in this order."""
         self.fail: Callable[[Received], Reply | None] = lambda request: None
         self._numbers = itertools.count(1)
 
@@ -49,12 +63,33 @@ class FakeS3:
         if request.method == "POST":
             return self.multipart(request, key)
         if request.method == "DELETE":
-            if self.uploads.pop(request.query.get("uploadId", ""), None) is None:
-                return self.error(403, "AccessDenied")
-            return Reply(204)
+            return self.delete(request, key)
         version = request.query.get("versionId")
         found = self.versions.get((key, version)) if version else self.objects.get(key)
-        return self.error(404, "NoSuchKey") if found is None else Reply(200, found)
+        return self.error(404, "NoSuchKey") if found is None else Reply(200, found, dict(self.locks.get(key, {})))
+
+    def delete(self, request: Received, key: str) -> Reply:
+        """Take an upload back; delete a version for good for the one account that may."""
+        if upload_id := request.query.get("uploadId"):
+            return Reply(204) if self.uploads.pop(upload_id, None) else self.error(404, "NoSuchUpload")
+        if f"Credential={DELETER}/" not in request.headers.get("authorization", "") or key in self.locks:
+            return self.error(403, "AccessDenied")
+        version = request.query["versionId"]
+        if (key, version) in self.marks:
+            self.marks.remove((key, version))
+            return Reply(204)
+        self.versions.pop((key, version), None)
+        self.deleted.append(key)
+        left = [data for (name, _), data in self.versions.items() if name == key]
+        self.objects.pop(key, None)
+        if left:
+            self.objects[key] = left[-1]
+        return Reply(204)
+
+    def hide(self, key: str) -> None:
+        """Set a deletion mark, as a deletion without a version does."""
+        del self.objects[key]
+        self.marks.append((key, f"v{next(self._numbers)}"))
 
     def put(self, key: str, data: bytes) -> str:
         version = f"v{next(self._numbers)}"
@@ -92,9 +127,12 @@ class FakeS3:
     def about_the_bucket(self, request: Received) -> Reply:
         if request.query.get("list-type") == "2":
             return self.page(request)
+        if "versions" in request.query:
+            return self.version_page(request)
         keys = [(key, upload_id) for upload_id, (key, _) in self.uploads.items()]
         if "prefix" in request.query:
-            found = "".join(f"<Upload><Key>{escape(k)}</Key><UploadId>{u}</UploadId></Upload>" for k, u in keys)
+            began = f"<Initiated>{FIRST_MOMENT.isoformat()}</Initiated>"
+            found = "".join(f"<Upload><Key>{escape(k)}</Key><UploadId>{u}</UploadId>{began}</Upload>" for k, u in keys)
             return Reply(200, f"<ListMultipartUploadsResult>{found}</ListMultipartUploadsResult>")
         if self.lock is None:
             return self.error(404, "ObjectLockConfigurationNotFoundError")
@@ -105,19 +143,38 @@ class FakeS3:
     def page(self, request: Received) -> Reply:
         start = int(request.query.get("continuation-token", "0"))
         keys = sorted(key for key in self.objects if key.startswith(request.query.get("prefix", "")))
-        more = len(keys) > start + 2
-        entries = "".join(f"<Contents><Key>{escape(key)}</Key></Contents>" for key in keys[start : start + 2])
-        token = f"<NextContinuationToken>{start + 2}</NextContinuationToken>" if more else ""
+        more = len(keys) > start + self.page_length
+        entries = "".join(
+            f"<Contents><Key>{escape(key)}</Key></Contents>" for key in keys[start : start + self.page_length]
+        )
+        token = f"<NextContinuationToken>{start + self.page_length}</NextContinuationToken>" if more else ""
         truncated = "true" if more else "false"
         text = f"<ListBucketResult><IsTruncated>{truncated}</IsTruncated>{token}{entries}</ListBucketResult>"
         return Reply(200, text, {"Content-Type": "application/xml"})
+
+    def version_page(self, request: Received) -> Reply:
+        """List versions and marks."""
+        entries = [("Version", key, version, len(data)) for (key, version), data in self.versions.items()]
+        entries += [("DeleteMarker", key, version, 0) for key, version in self.marks]
+        chosen = sorted(e for e in entries if e[1].startswith(request.query.get("prefix", "")))
+        start = int(request.query.get("version-id-marker", "0"))
+        end = start + self.page_length
+        text = ""
+        for kind, key, version, size in chosen[start:end]:
+            at = self.written_at.get(version, FIRST_MOMENT).isoformat()
+            fields = f"<Key>{escape(key)}</Key><VersionId>{version}</VersionId><LastModified>{at}</LastModified>"
+            text += f"<{kind}>{fields}{f'<Size>{size}</Size>' if kind == 'Version' else ''}</{kind}>"
+        if len(chosen) > end:
+            text += f"<NextKeyMarker>x</NextKeyMarker><NextVersionIdMarker>{end}</NextVersionIdMarker>"
+        truncated = "true" if len(chosen) > end else "false"
+        return Reply(200, f"<ListVersionsResult><IsTruncated>{truncated}</IsTruncated>{text}</ListVersionsResult>")
 
     @staticmethod
     def error(status: int, code: str) -> Reply:
         return Reply(status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>")
 
 
-def connection_to(server: Server) -> str:
+def connection_to(server: Server, login: str = UPLOADER) -> str:
     """Return the JSON of an Airflow connection to a server."""
     extra = {
         "endpoint_url": server.url,
@@ -128,4 +185,4 @@ def connection_to(server: Server) -> str:
             "retries": {"total_max_attempts": 1, "mode": "standard"},
         },
     }
-    return connection_json(conn_type="aws", login="access-key", password=SECRET, extra=extra)
+    return connection_json(conn_type="aws", login=login, password=SECRET, extra=extra)
