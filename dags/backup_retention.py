@@ -50,6 +50,7 @@ from nephoran_maintenance.operators.backup_retention import (
     ReportRetentionOperator,
     WaitDeletionApprovalOperator,
 )
+from nephoran_maintenance.operators.notification import notify_failure
 from nephoran_maintenance.operators.report import VerifyOutcomeOperator
 from nephoran_maintenance.profile import load_profile
 
@@ -86,7 +87,9 @@ def backup_retention() -> None:
         task_id="delete_backups", kubernetes_connection_id=CONNECTION, trigger_rule=TriggerRule.NONE_FAILED
     )
     report_operation = ReportRetentionOperator(task_id="report_operation", kubernetes_connection_id=CONNECTION)
-    verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION, retries=0)
+    verify_outcome = VerifyOutcomeOperator(
+        task_id="verify_outcome", kubernetes_connection_id=CONNECTION, retries=0, on_failure_callback=notify_failure
+    )
 
     check_request >> plan_deletions >> approved >> delete_backups >> report_operation >> verify_outcome
     # The second step is skipped a moment before the first has ended: deleting waits for both.

@@ -48,6 +48,8 @@ class Connections(Part):
     object_store_retention: str = "object_store_retention"
     openpgp_signing: str = "openpgp_signing"
     openpgp_passphrase: str = "openpgp_passphrase"
+    openpgp_decryption: str = "openpgp_decryption"
+    alerts: str | None = None
 
 
 class Namespaces(Part):
@@ -334,6 +336,7 @@ class Backup(Part):
     recipients: tuple[PublicKey, ...] = ()
     signers: tuple[PublicKey, ...] = ()
     longest_chain: int = Field(6, ge=1, le=30)
+    decryption_pool: str = Field("default_pool", min_length=1, max_length=256)
     retention: Retention = Retention()
 
     @model_validator(mode="after")
@@ -348,7 +351,7 @@ class Backup(Part):
 
 class Targets(Part):
     rto_minutes: int = Field(120, gt=0)
-    rpo_hours: int = Field(24, gt=0)
+    rpo_hours: int = Field(24, gt=0, le=168)
 
 
 class SystemProfile(Part):

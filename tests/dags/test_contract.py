@@ -82,7 +82,8 @@ def defers(task: Any) -> bool:
 
 
 def test_every_file_is_one_procedure_of_the_same_name(parsed: dict[str, Any]) -> None:
-    assert {"preflight", "rolling_upgrade", "recover_operation", "rollback", "backup", "backup_retention"} <= STEMS, (
+    backups = {"backup", "backup_freshness", "backup_retention", "backup_verification"}
+    assert {"preflight", "rolling_upgrade", "recover_operation", "rollback", *backups} <= STEMS, (
         "the procedures are gone, or the test looks in the wrong folder"
     )
     assert parsed["errors"] == {}

@@ -17,6 +17,7 @@ KeepingClass = Literal["daily", "weekly", "monthly", "yearly"]
 MANIFEST = "manifest.json"
 CHECKED_NOTE = "checked.json"
 VERIFIED_NOTE = "verified.json"
+OPENED_NOTE = "opened-{recipient}.json"
 SIGNATURE_SUFFIX = ".asc"
 _ID = re.compile(r"(?P<type>config-only|incremental|full)-(?P<at>\d{8}t\d{6}z)-(?P<hash>[0-9a-f]{6})")
 _AT = "%Y%m%dt%H%M%Sz"

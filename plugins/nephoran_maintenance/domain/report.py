@@ -31,6 +31,7 @@ Overall = Literal[
     "not-cleaned-up",
     "readable",
     "not-readable",
+    "not-read",
     "fresh",
     "stale",
 ]
@@ -48,6 +49,7 @@ _SUMMARIES: dict[str, str] = {
     "cleaned-up": "What was past its time and not needed is gone; everything else is there.",
     "not-cleaned-up": "Not everything that was to be deleted is gone: see the steps that failed.",
     "readable": "Everything that was due was decrypted and compared, and nothing was missing.",
+    "not-read": "Nothing was decrypted, because no key is here. Manifests, chains and keys were looked at.",
     "not-readable": "A backup could not be read as its manifest says, or the look was not finished: see below.",
     "fresh": "The newest backups are as young as the profile asks for.",
     "stale": "The newest backups are older than the profile asks for, or none counts: see below.",

@@ -11,6 +11,7 @@ from datetime import datetime
 from nephoran_maintenance.domain.backups import (
     CHECKED_NOTE,
     MANIFEST,
+    OPENED_NOTE,
     SIGNATURE_SUFFIX,
     VERIFIED_NOTE,
     folder_of,
@@ -37,6 +38,7 @@ from nephoran_maintenance.hooks.openpgp import OpenPgpHook, SigningKey
 HEAD_BYTES = 8192
 """Enough of an archive to see who can open it: some 200 bytes for each recipient with a modern key, 600 with RSA."""
 NOTES = {"checked": CHECKED_NOTE, "verified": VERIFIED_NOTE}
+"""Those of which a backup has one; each recipient who opens it leaves another."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Listing:
 
     backups: tuple[KnownBackup, ...]
     problems: dict[str, str]
+
+
+def note_file(grade: str, recipient: str = "") -> str:
+    """Return the file of a note in the backup's folder."""
+    return OPENED_NOTE.format(recipient=recipient) if grade == "opened" else NOTES[grade]
 
 
 class BackupStore:
@@ -80,7 +87,7 @@ class BackupStore:
 
     def write_note(self, note: Note, key: SigningKey) -> str:
         """Store a note beside the manifest, signed by itself. Safe to repeat: yes."""
-        return self._write_signed(note.backup_id, NOTES[note.grade], encoded(note), key)
+        return self._write_signed(note.backup_id, note_file(note.grade, note.recipient), encoded(note), key)
 
     def read_manifest(self, backup_id: str, *, cluster_uid: str | None = None) -> tuple[Manifest, bytes]:
         """Return a backup's manifest and its bytes, after everything that can be said without its archives.
@@ -108,31 +115,39 @@ class BackupStore:
         check_time(manifest, signed[0].signed_at)
         return manifest, data
 
-    def read_note(self, backup_id: str, grade: str, manifest: bytes) -> Note | None:
+    def read_note(self, backup_id: str, grade: str, manifest: bytes, recipient: str = "") -> Note | None:
         """Return a note on a backup, None when there is none.
 
+        :param recipient: who has opened it, for the grade *opened*.
         :raises PermanentError: ``openpgp-signature-invalid`` or ``manifest-invalid`` for one that is not of this manifest.
         """
         try:
-            data, signature = self._read_signed(backup_id, NOTES[grade])
+            data, signature = self._read_signed(backup_id, note_file(grade, recipient))
         except PermanentError as error:
             if error.reference == "not-found":
                 return None
             raise
-        return open_note(backup_id, grade, data, signature, self._verify, manifest)
+        return open_note(backup_id, grade, data, signature, self._verify, manifest, recipient)
 
     def list(self) -> Listing:
         """Return all backups that exist, the oldest first, and what only looks like one."""
-        suffix = f"/{MANIFEST}{SIGNATURE_SUFFIX}"
-        ids = [key[: -len(suffix)].rpartition("/")[2] for key in self.store.list(f"{self._prefix}/") if suffix in key]
         found: list[KnownBackup] = []
         problems: dict[str, str] = {}
-        for backup_id in filter(is_backup_id, ids):
+        for backup_id in self.folders():
             try:
                 found.append(self.known(backup_id))
             except PermanentError as error:
                 problems[backup_id] = str(error)
         return Listing(tuple(sorted(found, key=lambda backup: backup.started_at)), problems)
+
+    def folders(self) -> dict[str, set[str]]:
+        """Return by id of each backup with a manifest the names of the files in its folder; reads none of them."""
+        files: dict[str, set[str]] = {}
+        for key in self.store.list(f"{self._prefix}/"):
+            backup_id, _, name = key.removeprefix(f"{self._prefix}/").partition("/")
+            if is_backup_id(backup_id):
+                files.setdefault(backup_id, set()).add(name)
+        return {name: found for name, found in files.items() if f"{MANIFEST}{SIGNATURE_SUFFIX}" in found}
 
     def known(self, backup_id: str) -> KnownBackup:
         """Return what the rules need to know of one backup.
@@ -177,6 +192,11 @@ class BackupStore:
             duration_seconds=round(clock() - started, 3),
             operation_id=operation_id,
         )
+
+    def stored(self, backup_id: str, file: StoredFile) -> tuple[int, str] | None:
+        """Return size in bytes and SHA-256 of a file as it lies in the store, None when it is not there."""
+        seen = self._read(backup_id, file)
+        return seen[:2] if seen else None
 
     def _read(self, backup_id: str, file: StoredFile) -> tuple[int, str, bytes] | None:
         digest, size_bytes, head = hashlib.sha256(), 0, b""

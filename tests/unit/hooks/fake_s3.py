@@ -144,13 +144,16 @@ class FakeS3:
         start = int(request.query.get("continuation-token", "0"))
         keys = sorted(key for key in self.objects if key.startswith(request.query.get("prefix", "")))
         more = len(keys) > start + self.page_length
-        entries = "".join(
-            f"<Contents><Key>{escape(key)}</Key></Contents>" for key in keys[start : start + self.page_length]
-        )
+        entries = "".join(self.entry(key) for key in keys[start : start + self.page_length])
         token = f"<NextContinuationToken>{start + self.page_length}</NextContinuationToken>" if more else ""
         truncated = "true" if more else "false"
         text = f"<ListBucketResult><IsTruncated>{truncated}</IsTruncated>{token}{entries}</ListBucketResult>"
         return Reply(200, text, {"Content-Type": "application/xml"})
+
+    def entry(self, key: str) -> str:
+        """Return what a list says of an object."""
+        fields = f"<Size>{len(self.objects[key])}</Size><LastModified>{FIRST_MOMENT.isoformat()}</LastModified>"
+        return f"<Contents><Key>{escape(key)}</Key>{fields}</Contents>"
 
     def version_page(self, request: Received) -> Reply:
         """List versions and marks."""
