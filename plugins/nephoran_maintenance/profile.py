@@ -336,6 +336,7 @@ class Backup(Part):
     recipients: tuple[PublicKey, ...] = ()
     signers: tuple[PublicKey, ...] = ()
     longest_chain: int = Field(6, ge=1, le=30)
+    when_stale: Literal["block", "warn"] = "block"
     decryption_pool: str = Field("default_pool", min_length=1, max_length=256)
     retention: Retention = Retention()
 

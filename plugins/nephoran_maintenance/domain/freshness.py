@@ -98,21 +98,24 @@ def figures(newest: Newest, at: datetime) -> dict[str, Any]:
     }
 
 
-def check_freshness(newest: Newest, at: datetime, rpo: timedelta) -> list[Finding]:
-    """Return the findings on both grades; the newest checked one older than the objective blocks."""
+def check_freshness(newest: Newest, at: datetime, rpo: timedelta, *, when_stale: Severity = "block") -> list[Finding]:
+    """Return the findings on both grades.
+
+    :param when_stale: the severity when the newest checked one is older than the objective, or there is none.
+    """
     expected = f"a checked full or incremental one younger than {_hours(rpo)}"
     hint = "Run `backup` with type full, and see that it is checked."
     passed_by = f"; passed by: {'; '.join(newest.passed_by[:3])}" if newest.passed_by else ""
     checked = newest.checked
     if checked is None:
-        findings = [Finding(CHECK, "block", "newest checked backup", f"there is none{passed_by}", expected, hint)]
+        findings = [Finding(CHECK, when_stale, "newest checked backup", f"there is none{passed_by}", expected, hint)]
     else:
         age = at - checked.started_at
         seen = f"{checked.backup_id}, {_hours(age)} old"
         if age < -CLOCK_SKEW:
             seen, hint = f"{checked.backup_id} begins in the future", "Compare the clocks of workers and cluster."
         fresh = -CLOCK_SKEW <= age < rpo
-        severity: Severity = "pass" if fresh else "block"
+        severity: Severity = "pass" if fresh else when_stale
         said = seen if fresh else f"{seen}{passed_by}"
         findings = [Finding(CHECK, severity, "newest checked backup", said, expected, "" if fresh else hint)]
     return [*findings, _verified(newest.verified, at)]

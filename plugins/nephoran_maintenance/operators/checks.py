@@ -123,9 +123,8 @@ def check_backup(step: StepOperator, context: Context) -> Findings:
     uid = str(cluster.get("Namespace", "kube-system")["metadata"]["uid"])
     newest = newest_backups(step.profile, uid)
     findings += freshness.check_standing(standing_of(context["ti"], BACKUP_DAG, datetime.now(UTC)))
-    return (
-        freshness.check_freshness(newest, datetime.now(UTC), timedelta(hours=step.profile.targets.rpo_hours)) + findings
-    )
+    rpo, when_stale = timedelta(hours=step.profile.targets.rpo_hours), step.profile.backup.when_stale
+    return [*freshness.check_freshness(newest, datetime.now(UTC), rpo, when_stale=when_stale), *findings]
 
 
 def check_intents(step: StepOperator, _: Context) -> Findings:

@@ -132,6 +132,11 @@ def test_no_backup_at_all_blocks_and_says_what_was_passed_by() -> None:
     assert (finding.severity, finding.observed) == ("block", "there is none; passed by: full-1: forged")
 
 
+def test_a_site_that_is_introducing_backups_is_warned() -> None:
+    for newest in (Newest(), Newest(made(25))):
+        assert check_freshness(newest, NOW, RPO, when_stale="warn")[0].severity == "warn"
+
+
 def test_without_a_drill_nothing_can_be_verified_and_it_is_said_and_does_not_block() -> None:
     finding = check_freshness(Newest(made(1)), NOW, RPO)[1]
     assert finding.severity == "warn"

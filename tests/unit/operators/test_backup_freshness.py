@@ -69,6 +69,9 @@ def test_a_change_needs_a_checked_backup_younger_than_a_day(system: System, back
     assert run.report["overall"] == "not-ready"
     severity, observed = about_backups(run)["newest checked backup"]
     assert (severity, observed.partition(",")[0]) == ("block", old)
+    system.edit_profile(lambda data: data["backup"].update(when_stale="warn"))
+    assert system.preflight().report["overall"] == "ready"
+    system.edit_profile(lambda data: data["backup"].update(when_stale="block"))
     young = backed_up.add(0.5)
     run = system.preflight()
     assert run.surprises == []
