@@ -11,11 +11,11 @@ from datetime import datetime
 from nephoran_maintenance.domain.backups import (
     CHECKED_NOTE,
     MANIFEST,
-    OPENED_NOTE,
     SIGNATURE_SUFFIX,
     VERIFIED_NOTE,
     folder_of,
     is_backup_id,
+    opened_note_of,
 )
 from nephoran_maintenance.domain.chain import KnownBackup, known
 from nephoran_maintenance.domain.manifest import (
@@ -49,11 +49,6 @@ class Listing:
     problems: dict[str, str]
 
 
-def note_file(grade: str, recipient: str = "") -> str:
-    """Return the file of a note in the backup's folder."""
-    return OPENED_NOTE.format(recipient=recipient) if grade == "opened" else NOTES[grade]
-
-
 class BackupStore:
     """Read and write what makes a backup one.
 
@@ -83,11 +78,11 @@ class BackupStore:
 
         Safe to repeat: yes, both are written again; the signature always fits the manifest that it was written after.
         """
-        return self._write_signed(manifest.backup_id, MANIFEST, encoded(manifest), key)
+        return self._write_signed(f"{self.folder(manifest.backup_id)}/{MANIFEST}", encoded(manifest), key)
 
     def write_note(self, note: Note, key: SigningKey) -> str:
         """Store a note beside the manifest, signed by itself. Safe to repeat: yes."""
-        return self._write_signed(note.backup_id, note_file(note.grade, note.recipient), encoded(note), key)
+        return self._write_signed(self._note(note.backup_id, note.grade, note.recipient), encoded(note), key)
 
     def read_manifest(self, backup_id: str, *, cluster_uid: str | None = None) -> tuple[Manifest, bytes]:
         """Return a backup's manifest and its bytes, after everything that can be said without its archives.
@@ -95,7 +90,7 @@ class BackupStore:
         :raises PermanentError: ``backup-not-found``, ``openpgp-signature-invalid`` or ``manifest-invalid``.
         """
         try:
-            data, signature = self._read_signed(backup_id, MANIFEST)
+            data, signature = self._read_signed(f"{self.folder(backup_id)}/{MANIFEST}")
         except PermanentError as error:
             if error.reference != "not-found":
                 raise
@@ -122,7 +117,7 @@ class BackupStore:
         :raises PermanentError: ``openpgp-signature-invalid`` or ``manifest-invalid`` for one that is not of this manifest.
         """
         try:
-            data, signature = self._read_signed(backup_id, note_file(grade, recipient))
+            data, signature = self._read_signed(self._note(backup_id, grade, recipient))
         except PermanentError as error:
             if error.reference == "not-found":
                 return None
@@ -211,17 +206,21 @@ class BackupStore:
             raise
         return size_bytes, digest.hexdigest(), head
 
-    def _write_signed(self, backup_id: str, name: str, data: bytes, key: SigningKey) -> str:
+    def _note(self, backup_id: str, grade: str, recipient: str) -> str:
+        if grade == "opened":
+            return opened_note_of(self._prefix, backup_id, recipient)
+        return f"{self.folder(backup_id)}/{NOTES[grade]}"
+
+    def _write_signed(self, file: str, data: bytes, key: SigningKey) -> str:
         self.check_signer(key)
         signature = self._pgp.sign(data, key)
-        self.store.put_bytes(f"{self.folder(backup_id)}/{name}", data, content_type="application/json")
-        self.store.put_text(f"{self.folder(backup_id)}/{name}{SIGNATURE_SUFFIX}", signature)
+        self.store.put_bytes(file, data, content_type="application/json")
+        self.store.put_text(f"{file}{SIGNATURE_SUFFIX}", signature)
         return sha256_of(data)
 
     def _verify(self, data: bytes, signature: str) -> Signature:
         return self._pgp.verify(data, signature, self._signers)
 
-    def _read_signed(self, backup_id: str, name: str) -> tuple[bytes, str]:
-        key = f"{self.folder(backup_id)}/{name}"
-        signature = self.store.get_bytes(f"{key}{SIGNATURE_SUFFIX}").decode("utf-8", "replace")
-        return self.store.get_bytes(key), signature
+    def _read_signed(self, file: str) -> tuple[bytes, str]:
+        signature = self.store.get_bytes(f"{file}{SIGNATURE_SUFFIX}").decode("utf-8", "replace")
+        return self.store.get_bytes(file), signature

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from nephoran_maintenance.errors import MaintenanceError
 from nephoran_maintenance.hooks.object_store import ObjectStoreHook
 
-UNVERSIONED = ("NotImplemented", "VersioningNotConfigured")
-"""What stores that keep no versions at all answer when they are asked for them."""
+NO_LOCK = ("NoSuchObjectLockConfiguration", "ObjectLockConfigurationNotFoundError", "InvalidRequest", "NotImplemented")
+"""What a store answers about the lock of an object, or of a bucket, that has none."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,45 @@ class DeletingStore(ObjectStoreHook):
         ]
 
     def lock_of(self, stored: StoredVersion, at: datetime) -> str:
-        """Return why the store would refuse to delete it, empty when it would not. Needs the right to read locks."""
-        if stored.is_mark or stored.upload_id:
+        """Return why the store would refuse to delete it, empty when it would not. Needs the right to read locks.
+
+        Some stores keep no lock with the object where it is the bucket's own rule: so that rule counts in any case.
+        """
+        if stored.is_mark or stored.upload_id or self._rule is None:
             return ""
-        found = self._call("head_object", Key=stored.key, **_version(stored))
-        if found.get("ObjectLockLegalHoldStatus") == "ON":
+        hold = self._lock_facts("get_object_legal_hold", Key=stored.key, **_version(stored)).get("LegalHold", {})
+        if hold.get("Status") == "ON":
             return f"{stored.key} is under legal hold"
-        until = found.get("ObjectLockRetainUntilDate")
-        return f"{stored.key} is locked until {until:%Y-%m-%d}" if until is not None and until > at else ""
+        own = self._lock_facts("get_object_retention", Key=stored.key, **_version(stored)).get("Retention", {})
+        until = max(stored.written_at + self._rule, own.get("RetainUntilDate", stored.written_at))
+        locked = until > max(at, stored.written_at)
+        return f"{stored.key} is locked until {until:%Y-%m-%d}" if locked else ""
+
+    def locked_until(self, key: str) -> datetime | None:
+        """Return until when the store refuses to delete the newest version of an object; None: it is not locked."""
+        if self._rule is None:
+            return None
+        written_at: datetime = self._call("head_object", Key=key)["LastModified"]
+        own = self._lock_facts("get_object_retention", Key=key).get("Retention", {})
+        until: datetime = max(written_at + self._rule, own.get("RetainUntilDate", written_at))
+        return until if until > written_at else None
+
+    @cached_property
+    def _rule(self) -> timedelta | None:
+        """For how long the bucket locks what is written; zero where it may lock and has no rule, None where it can't."""
+        found = self._lock_facts("get_object_lock_configuration").get("ObjectLockConfiguration", {})
+        if found.get("ObjectLockEnabled") != "Enabled":
+            return None
+        rule = found.get("Rule", {}).get("DefaultRetention", {})
+        return timedelta(days=int(rule.get("Days", 0)) + 366 * int(rule.get("Years", 0)))
+
+    def _lock_facts(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        try:
+            return dict(self._call(operation, **parameters))
+        except MaintenanceError as error:
+            if error.reference == "not-found" or error.context.get("code") in NO_LOCK:
+                return {}
+            raise
 
     def delete_all(self, chosen: Iterable[StoredVersion], at: datetime, first: str) -> str:
         """Delete everything of a folder, or nothing of it where anything is locked; return why not, or nothing.
@@ -73,28 +105,27 @@ class DeletingStore(ObjectStoreHook):
             if lock := self.lock_of(stored, at):
                 return lock
         for stored in ordered:
-            self._delete(stored)
+            self.delete(stored)
         return ""
 
-    def _delete(self, stored: StoredVersion) -> None:
+    def delete(self, stored: StoredVersion) -> None:
+        """Delete one version for good, or end one unfinished upload."""
         if stored.upload_id:
             self._call("abort_multipart_upload", Key=stored.key, UploadId=stored.upload_id)
         else:
             self._call("delete_object", Key=stored.key, **_version(stored))
 
     def _versions(self, prefix: str) -> Iterator[StoredVersion]:
-        try:
-            for page in self._pages("list_object_versions", prefix, "VersionId"):
-                for entry in page.get("Versions", ()):
-                    size_bytes = int(entry.get("Size", 0))
-                    yield StoredVersion(entry["Key"], entry["LastModified"], entry["VersionId"], size_bytes)
-                for entry in page.get("DeleteMarkers", ()):
-                    yield StoredVersion(entry["Key"], entry["LastModified"], entry["VersionId"], is_mark=True)
-        except MaintenanceError as error:
-            if error.context.get("code") not in UNVERSIONED:
-                raise
+        if not self._call("get_bucket_versioning").get("Status"):
             for entry in self._listed(prefix):
                 yield StoredVersion(entry["Key"], entry["LastModified"], size_bytes=int(entry["Size"]))
+            return
+        for page in self._pages("list_object_versions", prefix, "VersionId"):
+            for entry in page.get("Versions", ()):
+                size_bytes = int(entry.get("Size", 0))
+                yield StoredVersion(entry["Key"], entry["LastModified"], entry["VersionId"], size_bytes)
+            for entry in page.get("DeleteMarkers", ()):
+                yield StoredVersion(entry["Key"], entry["LastModified"], entry["VersionId"], is_mark=True)
 
     def _pages(self, operation: str, prefix: str, second: str) -> Iterator[dict[str, Any]]:
         options: dict[str, Any] = {}

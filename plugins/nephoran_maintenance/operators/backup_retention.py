@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from nephoran_maintenance.domain.approval import Approval, Rule, check_approved
-from nephoran_maintenance.domain.backups import MANIFEST, SIGNATURE_SUFFIX, is_backup_id
+from nephoran_maintenance.domain.backups import MANIFEST, OPENED_FOLDER, SIGNATURE_SUFFIX, is_backup_id
 from nephoran_maintenance.domain.findings import Finding
 from nephoran_maintenance.domain.report import Overall, conclusion
 from nephoran_maintenance.domain.retention import Folder, find_leftovers, plan_retention, table
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from nephoran_maintenance.hooks.object_deletion import DeletingStore, StoredVersion
     from nephoran_maintenance.profile import SystemProfile
 
+Stored = dict[str, list["StoredVersion"]]
+Contents = tuple[Stored, Stored]
 SIGNED = f"{MANIFEST}{SIGNATURE_SUFFIX}"
 COLUMNS = ["backup", "age_days", "grade", "action", "reason"]
 
@@ -52,14 +54,19 @@ class Bucket:
     backups: BackupStore
     store: DeletingStore
 
-    def contents(self, prefix: str) -> dict[str, list[StoredVersion]]:
-        """Return by backup id everything in its folder; what lies elsewhere is none of retention."""
-        found: dict[str, list[StoredVersion]] = {}
+    def contents(self, prefix: str) -> Contents:
+        """Return everything in the folders of backups, and their notes of who has opened them, each by backup id.
+
+        What lies elsewhere is none of retention.
+        """
+        folders: Stored = {}
+        notes: Stored = {}
         for stored in self.store.everything(f"{prefix}/"):
-            identifier = stored.key.removeprefix(f"{prefix}/").partition("/")[0]
-            if is_backup_id(identifier):
-                found.setdefault(identifier, []).append(stored)
-        return found
+            first, _, rest = stored.key.removeprefix(f"{prefix}/").partition("/")
+            of, name = (notes, rest.partition("/")[0]) if first == OPENED_FOLDER else (folders, first)
+            if is_backup_id(name):
+                of.setdefault(name, []).append(stored)
+        return folders, notes
 
 
 class RetentionStep(StepOperator):
@@ -87,7 +94,7 @@ class RetentionStep(StepOperator):
         """
         backup = self.profile.backup
         # The files first: what a run finishes while the manifests are read is no leftover for having none.
-        contents, listing = bucket.contents(backup.prefix), bucket.backups.list()
+        (contents, _), listing = bucket.contents(backup.prefix), bucket.backups.list()
         plan = plan_retention(listing.backups, at, backup.retention)
         folders = [folder_of(identifier, stored) for identifier, stored in contents.items()]
         leftovers = find_leftovers(folders, at, timedelta(days=backup.retention.leftovers_days))
@@ -198,7 +205,8 @@ def deletion_rule(profile: SystemProfile, context: Context) -> Rule:
 class DeleteBackupsOperator(RetentionStep):
     """Delete what was planned and is past its time still: every version of every file, the manifest first.
 
-    A backup of which anything is locked is left whole. Returns ``{"deleted": {id: bytes}, "held": {id: reason},
+    A backup of which anything is locked is left whole. The notes of who has opened it go after it, once their own locks
+    have ended. Returns ``{"deleted": {id: bytes}, "held": {id: reason},
     "spared": [id]}``. Safe to repeat: yes; what is gone is on no list any more.
 
     :raises PermanentError: ``approval-missing``.
@@ -215,7 +223,7 @@ class DeleteBackupsOperator(RetentionStep):
         with self.bucket() as bucket:
             again = self.planned(bucket, now)
             still = {*again["delete"], *again["leftovers"]}
-            contents = bucket.contents(prefix)
+            contents, notes = bucket.contents(prefix)
             for identifier in [name for name in chosen if name in still]:
                 stored = contents.get(identifier, [])
                 # What is built on another comes first, so here it is known to stay.
@@ -228,6 +236,10 @@ class DeleteBackupsOperator(RetentionStep):
                 else:
                     deleted[identifier] = sum(one.size_bytes for one in stored)
                     self.log.info("%s is deleted: %d bytes", identifier, deleted[identifier])
+            for identifier in [name for name in notes if name in deleted or name not in contents]:
+                for note in notes[identifier]:
+                    if not bucket.store.lock_of(note, now):
+                        bucket.store.delete(note)
         return {"deleted": deleted, "held": held, "spared": [name for name in chosen if name not in still]}
 
 

@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from email.utils import format_datetime
 from urllib.parse import unquote
 from xml.sax.saxutils import escape
 
@@ -16,7 +17,7 @@ SECRET = "secret-key-of-test"
 UPLOADER = "access-key"
 DELETER = "access-key-of-retention"
 """Whose requests may delete; everybody else may take back uploads alone."""
-FIRST_MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
+FIRST_MOMENT = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 class FakeS3:
@@ -34,8 +35,8 @@ class FakeS3:
         """Keys and versions of deletion marks."""
         self.written_at: dict[str, datetime] = {}
         """By version; what is not named was written at the first moment."""
-        self.locks: dict[str, dict[str, str]] = {}
-        """By key: the headers that tell of a lock."""
+        self.locks: dict[str, str] = {}
+        """By key: ``hold``, or until when it is locked, in ISO 8601."""
         self.deleted: list[str] = []
         """Keys of what was deleted for good, in this order."""
         self.fail: Callable[[Received], Reply | None] = lambda request: None
@@ -66,7 +67,20 @@ class FakeS3:
             return self.delete(request, key)
         version = request.query.get("versionId")
         found = self.versions.get((key, version)) if version else self.objects.get(key)
-        return self.error(404, "NoSuchKey") if found is None else Reply(200, found, dict(self.locks.get(key, {})))
+        if found is None:
+            return self.error(404, "NoSuchKey")
+        if request.query.keys() & {"retention", "legal-hold"}:
+            return self.lock_facts(key, "retention" if "retention" in request.query else "hold")
+        return Reply(200, found, {"Last-Modified": format_datetime(FIRST_MOMENT, usegmt=True)})
+
+    def lock_facts(self, key: str, what: str) -> Reply:
+        """Tell of a lock as S3 does: nothing in the head of an object, its retention and its legal hold each by itself."""
+        lock = self.locks.get(key)
+        if lock is None or (lock == "hold") != (what == "hold"):
+            return self.error(404, "NoSuchObjectLockConfiguration")
+        if what == "hold":
+            return Reply(200, "<LegalHold><Status>ON</Status></LegalHold>")
+        return Reply(200, f"<Retention><Mode>COMPLIANCE</Mode><RetainUntilDate>{lock}</RetainUntilDate></Retention>")
 
     def delete(self, request: Received, key: str) -> Reply:
         """Take an upload back; delete a version for good for the one account that may."""
@@ -129,6 +143,8 @@ class FakeS3:
             return self.page(request)
         if "versions" in request.query:
             return self.version_page(request)
+        if "versioning" in request.query:
+            return Reply(200, "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>")
         keys = [(key, upload_id) for upload_id, (key, _) in self.uploads.items()]
         if "prefix" in request.query:
             began = f"<Initiated>{FIRST_MOMENT.isoformat()}</Initiated>"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -95,20 +95,57 @@ def test_the_last_verified_one_stays_and_each_cluster_has_its_own(bucket: Backup
 def test_a_chain_is_never_broken_also_where_a_lock_holds_its_end(bucket: BackupBucket, dag: Any) -> None:
     keep, first, full = bucket.add(1), bucket.add(400), bucket.add(501)
     link = bucket.add(500, "incremental", parent=full)
-    until = (datetime.now(UTC) + timedelta(days=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    locked = f"backups/{link}/checked.json"
-    bucket.s3.locks[locked] = {"x-amz-object-lock-retain-until-date": until, "x-amz-object-lock-mode": "COMPLIANCE"}
+    locked, bucket.s3.lock = f"backups/{link}/checked.json", "COMPLIANCE"
+    bucket.s3.locks[locked] = (NOW + timedelta(days=5)).isoformat()
     run = clean_up(dag)
     assert run.failed() == []
     assert bucket.ids() == {keep, first, full, link}
     assert bucket.s3.deleted == []
     assert "is locked until" in table_of(run)[link][1]
     assert table_of(run)[full] == ("not deleted", f"needed by {link}, which stays")
-    bucket.s3.locks = {locked: {"x-amz-object-lock-legal-hold": "ON"}}
+    bucket.s3.locks = {locked: "hold"}
     assert "is under legal hold" in table_of(clean_up(dag))[link][1]
     bucket.s3.locks = {}
     clean_up(dag)
     assert bucket.ids() == {keep, first}
+
+
+def test_the_rule_of_the_bucket_locks_what_was_written_lately(bucket: BackupBucket, dag: Any) -> None:
+    bucket.add(1), bucket.add(400)
+    old = bucket.add(401)
+    bucket.s3.lock = "COMPLIANCE"  # for 90 days
+    for key, version in bucket.s3.versions:
+        if key == f"backups/{old}/manifest.json":
+            bucket.s3.written_at[version] = NOW - timedelta(days=89)
+    assert "is locked until" in table_of(clean_up(dag))[old][1]
+    bucket.s3.written_at = {version: NOW - timedelta(days=91) for version in bucket.s3.written_at}
+    clean_up(dag)
+    assert old not in bucket.ids()
+
+
+def test_a_locked_manifest_is_kept_by_the_plan_itself(bucket: BackupBucket, dag: Any) -> None:
+    bucket.add(1), bucket.add(400)
+    old = bucket.add(401)
+    bucket.s3.lock = "COMPLIANCE"
+    bucket.s3.locks[f"backups/{old}/manifest.json"] = (NOW + timedelta(days=5)).isoformat()
+    assert table_of(clean_up(dag, "plan"))[old] == ("keep", f"locked until {NOW + timedelta(days=5):%Y-%m-%d}")
+
+
+def test_notes_of_who_has_opened_a_backup_go_with_it_and_do_not_keep_it(bucket: BackupBucket, dag: Any) -> None:
+    kept, _, gone = bucket.add(1), bucket.add(400), bucket.add(401)
+    for one in (kept, gone):
+        bucket.note(one, "opened", NOW, recipient="escrow")
+    bucket.s3.lock = "COMPLIANCE"
+    note = f"backups/opened/{gone}/escrow.json"
+    bucket.s3.locks[note] = (NOW + timedelta(days=5)).isoformat()
+    clean_up(dag)
+    assert gone not in bucket.ids()
+    assert [key for key in bucket.s3.objects if gone in key] == [note]
+    assert f"backups/opened/{kept}/escrow.json.asc" in bucket.s3.objects
+    bucket.s3.locks = {}
+    bucket.add(402)
+    clean_up(dag)
+    assert note not in bucket.s3.objects
 
 
 def test_what_unfinished_runs_left_goes_when_it_is_old_enough(bucket: BackupBucket, dag: Any) -> None:

@@ -46,7 +46,7 @@ def warnings_of(run: DagRunner, check: str) -> dict[str, str]:
 
 
 def opened(bucket: BackupBucket, identifier: str, recipient: str = "operations") -> dict[str, Any] | None:
-    data = bucket.s3.objects.get(f"backups/{identifier}/opened-{recipient}.json")
+    data = bucket.s3.objects.get(f"backups/opened/{identifier}/{recipient}.json")
     return dict(json.loads(data)) if data else None
 
 
@@ -58,7 +58,7 @@ def test_what_is_due_is_decrypted_compared_and_noted(bucket: BackupBucket, dag: 
     note = opened(bucket, due)
     assert note is not None
     assert (note["grade"], note["recipient"], note["files"]) == ("opened", "operations", 1)
-    assert f"backups/{due}/opened-operations.json.asc" in bucket.s3.objects
+    assert f"backups/opened/{due}/operations.json.asc" in bucket.s3.objects
     assert opened(bucket, young) is None
     (table,) = run.report["tables"]
     assert [(row[0], row[3]) for row in table["rows"]] == [("operations", note["at"][:10]), ("escrow", "never")]
@@ -178,7 +178,7 @@ def test_a_manifest_of_a_stranger_and_a_broken_chain_make_it_red(bucket: BackupB
 def test_a_note_that_somebody_else_wrote_does_not_count_and_makes_it_red(bucket: BackupBucket, dag: Any) -> None:
     one = bucket.add(40, members=FILES)
     bucket.note(one, "opened", NOW, recipient="escrow")
-    bucket.s3.objects[f"backups/{one}/opened-escrow.json"] += b" "
+    bucket.s3.objects[f"backups/opened/{one}/escrow.json"] += b" "
     run = verify(dag)
     assert set(warnings_of(run, "manifests")) == {one}
     assert run.states["verify_contents"] == "failed"
