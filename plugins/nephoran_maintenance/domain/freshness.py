@@ -41,7 +41,10 @@ class Standing:
 
 
 def find_newest(
-    folders: Mapping[str, Iterable[str]], read: Callable[[str], KnownBackup], cluster_uid: str | None
+    folders: Mapping[str, Iterable[str]],
+    read: Callable[[str], KnownBackup],
+    system: str,
+    cluster_uid: str | None = None,
 ) -> Newest:
     """Return the newest checked and the newest verified backup with data, reading as few manifests as possible.
 
@@ -49,7 +52,8 @@ def find_newest(
 
     :param folders: by id of a backup, the names of the files in its folder.
     :param read: returns what a manifest and its notes say; an error is the reason why one does not count.
-    :param cluster_uid: backups of another cluster do not count; None: all do.
+    :param system: name of the system; backups of another one do not count.
+    :param cluster_uid: backups of another cluster do not count either; None: all of the system do.
     """
     newest_first = sorted(
         (name for name in folders if not name.startswith("config-only-")), key=started_at_of, reverse=True
@@ -66,6 +70,8 @@ def find_newest(
         unread = [link.backup_id for link in links if link.checked_at is None]
         if unread:
             raise PermanentError("chain-broken", f"its link {unread[0]} is not checked")
+        if links[-1].system != system:
+            raise PermanentError("manifest-invalid", f"it is of the system {links[-1].system}")
         if cluster_uid is not None and links[-1].cluster_uid != cluster_uid:
             raise PermanentError("manifest-invalid", "it is of another cluster")
         return links[-1]

@@ -49,7 +49,7 @@ def newest_backups(profile: SystemProfile, cluster_uid: str | None) -> Newest:
     with OpenPgpHook() as pgp:
         store = ObjectStoreHook(profile.connections.object_store_backup, bucket=backup.bucket)
         backups = BackupStore(store, pgp, backup.prefix, pinned(backup.signers))
-        return find_newest(backups.folders(), backups.known, cluster_uid)
+        return find_newest(backups.folders(), backups.known, profile.metadata.name, cluster_uid)
 
 
 class CheckFreshnessOperator(StepOperator):

@@ -46,6 +46,7 @@ def made(hours_ago: float, kind: BackupType = "full", parent: KnownBackup | None
         parent=on,
         checked_at=at,
         cluster_uid="uid-1",
+        system="nephoran",
     )
     return replace(backup, **fields)
 
@@ -73,7 +74,7 @@ class Bucket:
         return self.backups[name]
 
     def newest(self, uid: str | None = "uid-1") -> Newest:
-        return find_newest(self.folders(), self.known, uid)
+        return find_newest(self.folders(), self.known, "nephoran", uid)
 
 
 def test_the_newest_checked_one_with_data_counts_and_few_manifests_are_read() -> None:
@@ -96,11 +97,12 @@ def test_an_incremental_one_counts_when_every_link_is_there_and_checked() -> Non
 
 def test_what_does_not_count_is_passed_by_with_its_reason() -> None:
     forged, foreign, good = made(1), made(2, cluster_uid="uid-2"), made(3)
-    bucket = Bucket(forged, foreign, good)
+    bucket = Bucket(made(0.5, system="staging"), forged, foreign, good)
     bucket.bad[forged.backup_id] = "the signature is not one of ours"
     found = bucket.newest()
     assert found.checked == good
     assert [reason.partition(": ")[2] for reason in found.passed_by] == [
+        "it is of the system staging",
         "the signature is not one of ours",
         "it is of another cluster",
     ]
