@@ -29,6 +29,7 @@ class FakeS3:
         self.versions: dict[tuple[str, str], bytes] = {}
         self.uploads: dict[str, tuple[str, dict[int, bytes]]] = {}
         self.page_length = 2
+        self.versioned = True
         self.deny = False
         self.lock: str | None = None
         self.marks: list[tuple[str, str]] = []
@@ -88,7 +89,11 @@ class FakeS3:
             return Reply(204) if self.uploads.pop(upload_id, None) else self.error(404, "NoSuchUpload")
         if f"Credential={DELETER}/" not in request.headers.get("authorization", "") or key in self.locks:
             return self.error(403, "AccessDenied")
-        version = request.query["versionId"]
+        version = request.query.get("versionId")
+        if version is None:
+            assert not self.versioned, "a deletion without a version deletes nothing for good"
+            del self.objects[key]
+            return Reply(204)
         if (key, version) in self.marks:
             self.marks.remove((key, version))
             return Reply(204)
@@ -144,7 +149,8 @@ class FakeS3:
         if "versions" in request.query:
             return self.version_page(request)
         if "versioning" in request.query:
-            return Reply(200, "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>")
+            status = "<Status>Enabled</Status>" if self.versioned else ""
+            return Reply(200, f"<VersioningConfiguration>{status}</VersioningConfiguration>")
         keys = [(key, upload_id) for upload_id, (key, _) in self.uploads.items()]
         if "prefix" in request.query:
             began = f"<Initiated>{FIRST_MOMENT.isoformat()}</Initiated>"
