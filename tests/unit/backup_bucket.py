@@ -55,6 +55,7 @@ class BackupBucket:
     signing: SigningKey
     backups: BackupStore
     recipients: list[Key]
+    made: dict[Any, tuple[Parent, dict[tuple[str, str], bytes]]]
     parents: dict[str, Parent] = field(default_factory=dict)
 
     def add(
@@ -68,7 +69,32 @@ class BackupBucket:
         members: dict[str, bytes] | None = None,
         cluster: str = "uid-1",
     ) -> str:
-        """Store a backup that ended so many days ago, and return its id; with members it has an archive of them."""
+        """Store a backup that ended so many days ago, and return its id; with members it has an archive of them.
+
+        The first one of its kind is made, further ones are copies of it.
+        """
+        kind = (days_ago, type, parent, checked, verified, str(members), cluster)
+        if kind not in self.made:
+            before = set(self.s3.versions)
+            made = self.make(days_ago, type, parent, checked, verified, members, cluster)
+            files = {place: self.s3.versions[place] for place in self.s3.versions if place not in before}
+            self.made[kind] = (made, files)
+        parent_of_others, files = self.made[kind]
+        for (key, version), data in files.items():
+            self.s3.objects[key] = self.s3.versions[key, version] = data
+        self.parents[parent_of_others.backup_id] = parent_of_others
+        return parent_of_others.backup_id
+
+    def make(
+        self,
+        days_ago: float,
+        type: BackupType,
+        parent: str | None,
+        checked: bool,
+        verified: bool,
+        members: dict[str, bytes] | None,
+        cluster: str,
+    ) -> Parent:
         at = NOW - timedelta(days=days_ago)
         identifier = backup_id(type, at, f"{type}-{at.isoformat()}-{cluster}")
         archive = self.archive(identifier, members, self.recipients, at) if members is not None else an_archive()
@@ -93,10 +119,9 @@ class BackupBucket:
         )
         digest = self.backups.write_manifest(manifest, self.signing)
         depth = self.parents[parent].depth + 1 if parent else 0
-        self.parents[identifier] = Parent(backup_id=identifier, manifest_sha256=digest, depth=depth)
         for grade in [name for name, wanted in (("checked", checked), ("verified", verified)) if wanted]:
             self.note(identifier, grade, at)
-        return identifier
+        return Parent(backup_id=identifier, manifest_sha256=digest, depth=depth)
 
     def archive(self, identifier: str, members: dict[str, bytes], to: Any, at: datetime) -> ArchiveRecord:
         writer = ArchiveWriter(self.backups.store, self.pgp, to, digest_key=b"k" * 32, changed_at=at)
@@ -154,6 +179,8 @@ class Workshop:
     signing: SigningKey
     recipients: list[Key]
     clients: dict[str, Any] = field(default_factory=dict)
+    made: dict[Any, Any] = field(default_factory=dict)
+    verified: dict[Any, Any] = field(default_factory=dict)
 
     def share_clients(self, patch: pytest.MonkeyPatch) -> None:
         """Have one client for each connection."""
@@ -167,9 +194,23 @@ class Workshop:
 
         patch.setattr(ObjectStoreHook, "_client", property(client))
 
+    def remember_signatures(self, patch: pytest.MonkeyPatch) -> None:
+        """Have gpg look at the same good signature over the same bytes once."""
+        verify = OpenPgpHook.verify
+
+        def remembered(pgp: OpenPgpHook, data: bytes, signature: str, signers: Any) -> Any:
+            signers = list(signers)
+            case = (data, signature, tuple(pin.fingerprint for pin in signers))
+            if case not in self.verified:
+                self.verified[case] = verify(pgp, data, signature, signers)
+            return self.verified[case]
+
+        patch.setattr(OpenPgpHook, "verify", remembered)
+
     def bucket(self, folder: Path, patch: pytest.MonkeyPatch) -> BackupBucket:
         """Return an empty bucket, with a profile and connections that lead there."""
         self.share_clients(patch)
+        self.remember_signatures(patch)
         self.server.answer = s3 = FakeS3(BUCKET)
         s3.page_length = 100
         profile = folder / "profile.yaml"
@@ -181,7 +222,9 @@ class Workshop:
         patch.setenv("AIRFLOW_CONN_OBJECT_STORE_RETENTION", connection_to(self.server, DELETER))
         store = ObjectStoreHook("object_store_backup", bucket=BUCKET)
         backups = BackupStore(store, self.pgp, "backups", [self.keys.signer])
-        return BackupBucket(self.keys, s3, self.server, profile, self.pgp, self.signing, backups, self.recipients)
+        return BackupBucket(
+            self.keys, s3, self.server, profile, self.pgp, self.signing, backups, self.recipients, self.made
+        )
 
     def profile(self, folder: Path) -> dict[str, Any]:
         data = json.loads(example_profile())

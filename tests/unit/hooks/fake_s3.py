@@ -17,6 +17,8 @@ SECRET = "secret-key-of-test"
 UPLOADER = "access-key"
 DELETER = "access-key-of-retention"
 """Whose requests may delete; everybody else may take back uploads alone."""
+NUMBERS = itertools.count(1)
+"""Of versions and uploads: no two servers give the same."""
 FIRST_MOMENT = datetime(2020, 1, 1, tzinfo=UTC)
 
 
@@ -41,7 +43,7 @@ class FakeS3:
         self.deleted: list[str] = []
         """Keys of what was deleted for good, in this order."""
         self.fail: Callable[[Received], Reply | None] = lambda request: None
-        self._numbers = itertools.count(1)
+        self._numbers = NUMBERS
 
     def __call__(self, request: Received) -> Reply:
         _, bucket, *rest = request.path.split("/", 2)
