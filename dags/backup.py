@@ -62,6 +62,7 @@ from airflow.sdk import Param, dag
 
 from nephoran_maintenance.groups.backup import CONNECTION, backup_steps
 from nephoran_maintenance.operators.backup import ReportBackupOperator
+from nephoran_maintenance.operators.notification import notify_failure
 from nephoran_maintenance.operators.report import VerifyOutcomeOperator
 from nephoran_maintenance.profile import load_profile
 
@@ -107,7 +108,9 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
 def backup() -> None:
     _, verify_stored = backup_steps(PROFILE)
     report_operation = ReportBackupOperator(task_id="report_operation", kubernetes_connection_id=CONNECTION)
-    verify_outcome = VerifyOutcomeOperator(task_id="verify_outcome", kubernetes_connection_id=CONNECTION, retries=0)
+    verify_outcome = VerifyOutcomeOperator(
+        task_id="verify_outcome", kubernetes_connection_id=CONNECTION, retries=0, on_failure_callback=notify_failure
+    )
 
     verify_stored >> report_operation >> verify_outcome
 

@@ -178,6 +178,8 @@ def for_lab(profile: Mapping[str, Any], config: LabConfig) -> dict[str, Any]:
     changed["registry"] = {"plain_http": True}
     changed["backup"] |= {"bucket": buckets.BACKUPS, "staging_bucket": buckets.STAGING}
     changed["backup"] |= backup_keys.pins(backup_keys.keys(config))
+    # A lab begins without any; the backup before each change is its first.
+    changed["backup"]["when_stale"] = "warn"
     changed["reports"]["bucket"] = buckets.REPORTS
     # The categories stay: minor, which runs in the lab have unless they ask for another, waits for nobody.
     changed["approvers"] = ["admin", *APPROVERS]

@@ -1,13 +1,16 @@
-"""The edge to Airflow: its errors, which decide about a retry, and the address of its user interface."""
+"""The edge to Airflow: its errors, which decide about a retry, its view of other procedures, its metrics and addresses."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from nephoran_maintenance.domain.freshness import Standing
 from nephoran_maintenance.errors import MaintenanceError, PermanentError
 
 
@@ -35,3 +38,33 @@ def interface_address(path: str) -> str:
     from airflow.sdk.configuration import conf
 
     return urlsplit(str(conf.get("api", "base_url", fallback=""))).path.rstrip("/") + path
+
+
+def standing_of(ti: Any, dag_id: str, at: datetime) -> Standing:
+    """Return whether a procedure is paused, and whether its last scheduled run failed and nothing went well since.
+
+    Asked over the worker's channel to its supervisor, whose messages for other DAGs have no public face in Airflow 3.3.
+    """
+    from airflow.sdk.exceptions import AirflowRuntimeError
+    from airflow.sdk.execution_time import task_runner
+    from airflow.sdk.execution_time.comms import GetPreviousDagRun
+
+    try:
+        paused = bool(ti.get_dag(dag_id).is_paused)
+    except AirflowRuntimeError:
+        return Standing()
+
+    def last(state: str) -> Any:
+        answer: Any = task_runner.SUPERVISOR_COMMS.send(GetPreviousDagRun(dag_id=dag_id, logical_date=at, state=state))
+        return answer.dag_run
+
+    failed, good = last("failed"), last("success")
+    scheduled = failed is not None and failed.run_type.value == "scheduled"
+    return Standing(paused, scheduled and (good is None or good.run_after < failed.run_after))
+
+
+def gauge(name: str, value: float) -> None:
+    """Set a gauge of Airflow's metrics, which go where its own go."""
+    from airflow.sdk.observability import stats
+
+    stats.gauge(name, value)

@@ -48,6 +48,8 @@ class Connections(Part):
     object_store_retention: str = "object_store_retention"
     openpgp_signing: str = "openpgp_signing"
     openpgp_passphrase: str = "openpgp_passphrase"
+    openpgp_decryption: str = "openpgp_decryption"
+    alerts: str | None = None
 
 
 class Namespaces(Part):
@@ -308,14 +310,20 @@ class PublicKey(Part):
 
 
 class Retention(Part):
-    """How long backups are kept; every bound keeps a slip of the pen from deleting everything."""
+    """How long backups are kept; every bound keeps a slip of the pen from deleting everything.
 
+    :param mode: what scheduled runs of backup_retention do.
+    :param leftovers_days: when files without a manifest are of a run that will not finish them any more.
+    """
+
+    mode: Literal["plan", "apply"] = "apply"
     days: int = Field(90, ge=7, le=3650)
     daily: int = Field(7, ge=1, le=366)
     weekly: int = Field(5, ge=1, le=260)
     monthly: int = Field(12, ge=1, le=120)
     yearly: int = Field(2, ge=0, le=50)
     approval_above: int = Field(20, ge=1, le=1000)
+    leftovers_days: int = Field(7, ge=2, le=365)
 
 
 class Backup(Part):
@@ -330,6 +338,8 @@ class Backup(Part):
     longest_chain: int = Field(6, ge=1, le=30)
     before_change: Literal["full", "config-only", "none"] = "full"
     """What a procedure saves before its first change; ``none`` where another product sees to that."""
+    when_stale: Literal["block", "warn"] = "block"
+    decryption_pool: str = Field("default_pool", min_length=1, max_length=256)
     retention: Retention = Retention()
 
     @model_validator(mode="after")
@@ -344,7 +354,7 @@ class Backup(Part):
 
 class Targets(Part):
     rto_minutes: int = Field(120, gt=0)
-    rpo_hours: int = Field(24, gt=0)
+    rpo_hours: int = Field(24, gt=0, le=168)
 
 
 class SystemProfile(Part):

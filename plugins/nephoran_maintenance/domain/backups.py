@@ -19,6 +19,8 @@ KeepingClass = Literal["daily", "weekly", "monthly", "yearly"]
 MANIFEST = "manifest.json"
 CHECKED_NOTE = "checked.json"
 VERIFIED_NOTE = "verified.json"
+OPENED_FOLDER = "opened"
+"""Beside the backups: a note that is written again each month, and locked like the rest, would keep its backup for ever."""
 SIGNATURE_SUFFIX = ".asc"
 _ID = re.compile(r"(?P<type>config-only|incremental|full)-(?P<at>\d{8}t\d{6}z)-(?P<hash>[0-9a-f]{6})")
 _AT = "%Y%m%dt%H%M%Sz"
@@ -95,3 +97,9 @@ def folder_of(prefix: str, identifier: str) -> str:
     """Return the folder of a backup in its bucket."""
     started_at_of(identifier)
     return f"{prefix}/{identifier}"
+
+
+def opened_note_of(prefix: str, identifier: str, recipient: str) -> str:
+    """Return the key of the note that a recipient has opened a backup."""
+    started_at_of(identifier)
+    return f"{prefix}/{OPENED_FOLDER}/{identifier}/{recipient}.json"

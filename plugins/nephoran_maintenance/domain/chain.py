@@ -32,6 +32,7 @@ class KnownBackup:
     locked_until: datetime | None = None
     digest_key_id: str = ""
     cluster_uid: str = ""
+    system: str = ""
 
     @property
     def parent_id(self) -> str | None:
@@ -68,6 +69,7 @@ def known(
         locked_until=locked_until,
         digest_key_id=manifest.digest_key_id,
         cluster_uid=manifest.cluster.uid,
+        system=manifest.system,
     )
 
 

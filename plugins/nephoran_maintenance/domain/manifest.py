@@ -174,10 +174,13 @@ class Manifest(Section):
 class Note(Section):
     """What was found out about a backup later: signed by itself, beside a manifest that may be locked.
 
-    :param grade: ``checked``: every file was read back whole; ``verified``: it was restored in a drill.
+    :param grade: ``checked``: every file was read back whole; ``verified``: it was restored in a drill; ``opened``: a
+        recipient has decrypted every archive and found in it what the manifest says.
+    :param recipient: who has opened it; empty for the other grades.
     """
 
-    grade: Literal["checked", "verified"]
+    grade: Literal["checked", "verified", "opened"]
+    recipient: str = Field("", pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")
     backup_id: str
     manifest_sha256: Sha256
     at: AwareDatetime
@@ -237,17 +240,20 @@ def open_manifest(
     return manifest
 
 
-def open_note(identifier: str, grade: str, data: bytes, signature: str, verify: Verify, manifest: bytes) -> Note:
+def open_note(
+    identifier: str, grade: str, data: bytes, signature: str, verify: Verify, manifest: bytes, recipient: str = ""
+) -> Note:
     """Return a note on a backup, which counts for exactly the manifest that it was written for.
 
+    :param recipient: who has opened it, for the grade *opened*.
     :raises PermanentError: ``openpgp-signature-invalid`` or ``manifest-invalid``.
     """
     verify(data, signature)
     note = _parsed(Note, identifier, data)
     if note.backup_id != identifier or note.manifest_sha256 != sha256_of(manifest):
         raise _invalid(identifier, f"has a note on another manifest, of {note.backup_id}")
-    if note.grade != grade:
-        raise _invalid(identifier, f"has a note {note.grade!r} in the place of {grade!r}")
+    if (note.grade, note.recipient) != (grade, recipient):
+        raise _invalid(identifier, f"has a note {note.grade} {note.recipient} in the place of {grade} {recipient}")
     return note
 
 
@@ -268,6 +274,39 @@ def compare_files(identifier: str, files: Iterable[StoredFile], found: Mapping[s
             problems.append(f"{file.key} has the SHA-256 {seen[1][:12]}…, expected {file.sha256[:12]}…")
     if problems:
         raise _damaged(identifier, "; ".join(problems))
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an archive turned out to be when it was decrypted.
+
+    :param problem: why it could not be read to its end, or what in it differs from its own list of checksums.
+    """
+
+    size_bytes: int
+    sha256: str
+    sha256_before_encryption: str
+    members: int
+    member_bytes: int
+    problem: str = ""
+
+
+def compare_contents(identifier: str, archive: ArchiveRecord, seen: Contents) -> None:
+    """Compare a decrypted archive with what the manifest says.
+
+    :raises PermanentError: ``backup-damaged``, naming everything that differs.
+    """
+    pairs = {
+        "bytes": (seen.size_bytes, archive.size_bytes),
+        "the SHA-256": (seen.sha256, archive.sha256),
+        "decrypted the SHA-256": (seen.sha256_before_encryption, archive.sha256_before_encryption),
+        "files in it": (seen.members, archive.members),
+        "bytes in its files": (seen.member_bytes, archive.member_bytes),
+    }
+    problems = [f"{what} {found}, expected {wanted}" for what, (found, wanted) in pairs.items() if found != wanted]
+    problems += [seen.problem] if seen.problem else []
+    if problems:
+        raise _damaged(identifier, f"{archive.key}: {'; '.join(problems)}")
 
 
 def compare_recipients(identifier: str, manifest: Manifest, key: str, named: Iterable[str]) -> None:

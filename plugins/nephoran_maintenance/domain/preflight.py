@@ -430,15 +430,3 @@ def check_gate_series(component: str, pods: int) -> Finding:
         "series for its gate",
         "Look at Prometheus' targets; a component without Prometheus metrics must have no gate in the profile.",
     )
-
-
-def check_backup_age() -> Finding:
-    """Until backups exist as a procedure of this product, say that none was checked."""
-    return Finding(
-        "backup",
-        "warn",
-        "newest backup",
-        "not measured: this product makes no backups yet",
-        "a checked backup younger than 24 h",
-        "Make sure by hand that there is a restorable backup.",
-    )

@@ -27,6 +27,13 @@ Overall = Literal[
     "not-ready",
     "backed-up",
     "not-backed-up",
+    "cleaned-up",
+    "not-cleaned-up",
+    "readable",
+    "not-readable",
+    "not-read",
+    "fresh",
+    "stale",
 ]
 _SUMMARIES: dict[str, str] = {
     "succeeded": "Every planned change is in place and verified.",
@@ -39,6 +46,13 @@ _SUMMARIES: dict[str, str] = {
     "ready": "Nothing blocks a change.",
     "backed-up": "The backup is complete and signed, and every byte of it was read back.",
     "not-backed-up": "There is no new backup that counts: see the steps that failed.",
+    "cleaned-up": "What was past its time and not needed is gone; everything else is there.",
+    "not-cleaned-up": "Not everything that was to be deleted is gone: see the steps that failed.",
+    "readable": "Everything that was due was decrypted and compared, and nothing was missing.",
+    "not-read": "Nothing was decrypted, because no key is here. Manifests, chains and keys were looked at.",
+    "not-readable": "A backup could not be read as its manifest says, or the look was not finished: see below.",
+    "fresh": "The newest backups are as young as the profile asks for.",
+    "stale": "The newest backups are older than the profile asks for, or none counts: see below.",
     "not-ready": "Findings block a change. Nothing was changed; this procedure only reads.",
 }
 

@@ -46,11 +46,45 @@ class RetentionPlan:
         return tuple(b.backup_id for b in sorted(goes, key=lambda b: (b.depth, b.started_at), reverse=True))
 
 
+@dataclass(frozen=True)
+class Folder:
+    """What lies in the folder of one backup, earlier versions and unfinished uploads included.
+
+    :param newest_at: when the last of it was written, by the store's clock.
+    :param had_manifest: whether any version of the manifest's signature is left.
+    """
+
+    backup_id: str
+    files: int
+    size_bytes: int
+    newest_at: datetime
+    had_manifest: bool
+
+
 def plan_retention(backups: Iterable[KnownBackup], at: datetime, rules: Retention) -> RetentionPlan:
-    """Return what becomes of each backup, the newest first.
+    """Return what becomes of each backup, the newest first. Each cluster has its own last ones.
 
     :param backups: all whose manifests are valid; whatever else lies in the bucket is none of this.
     """
+    clusters: dict[str, list[KnownBackup]] = {}
+    for backup in backups:
+        clusters.setdefault(backup.cluster_uid, []).append(backup)
+    verdicts = [verdict for own in clusters.values() for verdict in _verdicts(own, at, rules)]
+    verdicts.sort(key=lambda verdict: (verdict.backup.started_at, verdict.backup.backup_id), reverse=True)
+    return RetentionPlan(tuple(verdicts), sum(not verdict.keep for verdict in verdicts) > rules.approval_above)
+
+
+def find_leftovers(folders: Iterable[Folder], at: datetime, safe_age: timedelta) -> list[Folder]:
+    """Return what runs have left that never came to a manifest, the oldest first.
+
+    A run that is at work writes all the time, so the newest file counts. Where a manifest was, even a deleted one, nothing
+    is a leftover: retention itself takes the manifest first, and whoever else deletes one is to be found out.
+    """
+    found = [f for f in folders if not f.had_manifest and at - f.newest_at > safe_age]
+    return sorted(found, key=lambda folder: (folder.newest_at, folder.backup_id))
+
+
+def _verdicts(backups: Iterable[KnownBackup], at: datetime, rules: Retention) -> list[Verdict]:
     newest_first = sorted(backups, key=lambda backup: (backup.started_at, backup.backup_id), reverse=True)
     reasons: dict[str, list[str]] = {backup.backup_id: [] for backup in newest_first}
 
@@ -81,8 +115,7 @@ def plan_retention(backups: Iterable[KnownBackup], at: datetime, rules: Retentio
     keep(_newest(newest_first, lambda b: _is_good(b) and is_whole(b)), "the last checked one with data")
     keep(_newest(newest_first, lambda b: True), "the newest")
     _keep_links(by_id, reasons)
-    verdicts = tuple(Verdict(b, at, tuple(dict.fromkeys(reasons[b.backup_id]))) for b in newest_first)
-    return RetentionPlan(verdicts, sum(not verdict.keep for verdict in verdicts) > rules.approval_above)
+    return [Verdict(b, at, tuple(dict.fromkeys(reasons[b.backup_id]))) for b in newest_first]
 
 
 def table(plan: RetentionPlan) -> list[dict[str, str]]:

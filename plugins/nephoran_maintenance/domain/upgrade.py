@@ -193,6 +193,8 @@ def permissions_for(profile: SystemProfile, intent_groups: Sequence[str], *, cha
         ("apps", "daemonsets", system),
         ("policy", "poddisruptionbudgets", system),
         ("autoscaling", "horizontalpodautoscalers", system),
+        ("batch", "cronjobs", system),
+        ("batch", "cronjobs", profile.namespaces.monitoring),
         ("", "nodes", ""),
         ("", "configmaps", own),
     ]

@@ -15,6 +15,7 @@ from nephoran_maintenance.domain.backups import (
     VERIFIED_NOTE,
     folder_of,
     is_backup_id,
+    opened_note_of,
 )
 from nephoran_maintenance.domain.capture import Link
 from nephoran_maintenance.domain.chain import KnownBackup, known
@@ -39,6 +40,7 @@ from nephoran_maintenance.hooks.openpgp import OpenPgpHook, SigningKey
 HEAD_BYTES = 8192
 """Enough of an archive to see who can open it: some 200 bytes for each recipient with a modern key, 600 with RSA."""
 NOTES = {"checked": CHECKED_NOTE, "verified": VERIFIED_NOTE}
+"""Those of which a backup has one; each recipient who opens it leaves another."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,11 @@ class BackupStore:
 
         Safe to repeat: yes, both are written again; the signature always fits the manifest that it was written after.
         """
-        return self._write_signed(manifest.backup_id, MANIFEST, encoded(manifest), key)
+        return self._write_signed(f"{self.folder(manifest.backup_id)}/{MANIFEST}", encoded(manifest), key)
 
     def write_note(self, note: Note, key: SigningKey) -> str:
         """Store a note beside the manifest, signed by itself. Safe to repeat: yes."""
-        return self._write_signed(note.backup_id, NOTES[note.grade], encoded(note), key)
+        return self._write_signed(self._note(note.backup_id, note.grade, note.recipient), encoded(note), key)
 
     def read_manifest(self, backup_id: str, *, cluster_uid: str | None = None) -> tuple[Manifest, bytes]:
         """Return a backup's manifest and its bytes, after everything that can be said without its archives.
@@ -90,7 +92,7 @@ class BackupStore:
         :raises PermanentError: ``backup-not-found``, ``openpgp-signature-invalid`` or ``manifest-invalid``.
         """
         try:
-            data, signature = self._read_signed(backup_id, MANIFEST)
+            data, signature = self._read_signed(f"{self.folder(backup_id)}/{MANIFEST}")
         except PermanentError as error:
             if error.reference != "not-found":
                 raise
@@ -110,18 +112,19 @@ class BackupStore:
         check_time(manifest, signed[0].signed_at)
         return manifest, data
 
-    def read_note(self, backup_id: str, grade: str, manifest: bytes) -> Note | None:
+    def read_note(self, backup_id: str, grade: str, manifest: bytes, recipient: str = "") -> Note | None:
         """Return a note on a backup, None when there is none.
 
+        :param recipient: who has opened it, for the grade *opened*.
         :raises PermanentError: ``openpgp-signature-invalid`` or ``manifest-invalid`` for one that is not of this manifest.
         """
         try:
-            data, signature = self._read_signed(backup_id, NOTES[grade])
+            data, signature = self._read_signed(self._note(backup_id, grade, recipient))
         except PermanentError as error:
             if error.reference == "not-found":
                 return None
             raise
-        return open_note(backup_id, grade, data, signature, self._verify, manifest)
+        return open_note(backup_id, grade, data, signature, self._verify, manifest, recipient)
 
     def files_of(self, backup_id: str, source: str) -> Link:
         """Return what a backup's inventory says of a source: digests by path, and what no longer belongs to it.
@@ -145,16 +148,23 @@ class BackupStore:
 
     def list(self) -> Listing:
         """Return all backups that exist, the oldest first, and what only looks like one."""
-        suffix = f"/{MANIFEST}{SIGNATURE_SUFFIX}"
-        ids = [key[: -len(suffix)].rpartition("/")[2] for key in self.store.list(f"{self._prefix}/") if suffix in key]
         found: list[KnownBackup] = []
         problems: dict[str, str] = {}
-        for backup_id in filter(is_backup_id, ids):
+        for backup_id in self.folders():
             try:
                 found.append(self.known(backup_id))
             except PermanentError as error:
                 problems[backup_id] = str(error)
         return Listing(tuple(sorted(found, key=lambda backup: backup.started_at)), problems)
+
+    def folders(self) -> dict[str, set[str]]:
+        """Return by id of each backup with a manifest the names of the files in its folder; reads none of them."""
+        files: dict[str, set[str]] = {}
+        for key in self.store.list(f"{self._prefix}/"):
+            backup_id, _, name = key.removeprefix(f"{self._prefix}/").partition("/")
+            if is_backup_id(backup_id):
+                files.setdefault(backup_id, set()).add(name)
+        return {name: found for name, found in files.items() if f"{MANIFEST}{SIGNATURE_SUFFIX}" in found}
 
     def known(self, backup_id: str) -> KnownBackup:
         """Return what the rules need to know of one backup.
@@ -200,6 +210,11 @@ class BackupStore:
             operation_id=operation_id,
         )
 
+    def stored(self, backup_id: str, file: StoredFile) -> tuple[int, str] | None:
+        """Return size in bytes and SHA-256 of a file as it lies in the store, None when it is not there."""
+        seen = self._read(backup_id, file)
+        return seen[:2] if seen else None
+
     def _read(self, backup_id: str, file: StoredFile) -> tuple[int, str, bytes] | None:
         digest, size_bytes, head = hashlib.sha256(), 0, b""
         try:
@@ -213,17 +228,21 @@ class BackupStore:
             raise
         return size_bytes, digest.hexdigest(), head
 
-    def _write_signed(self, backup_id: str, name: str, data: bytes, key: SigningKey) -> str:
+    def _note(self, backup_id: str, grade: str, recipient: str) -> str:
+        if grade == "opened":
+            return opened_note_of(self._prefix, backup_id, recipient)
+        return f"{self.folder(backup_id)}/{NOTES[grade]}"
+
+    def _write_signed(self, file: str, data: bytes, key: SigningKey) -> str:
         self.check_signer(key)
         signature = self._pgp.sign(data, key)
-        self.store.put_bytes(f"{self.folder(backup_id)}/{name}", data, content_type="application/json")
-        self.store.put_text(f"{self.folder(backup_id)}/{name}{SIGNATURE_SUFFIX}", signature)
+        self.store.put_bytes(file, data, content_type="application/json")
+        self.store.put_text(f"{file}{SIGNATURE_SUFFIX}", signature)
         return sha256_of(data)
 
     def _verify(self, data: bytes, signature: str) -> Signature:
         return self._pgp.verify(data, signature, self._signers)
 
-    def _read_signed(self, backup_id: str, name: str) -> tuple[bytes, str]:
-        key = f"{self.folder(backup_id)}/{name}"
-        signature = self.store.get_bytes(f"{key}{SIGNATURE_SUFFIX}").decode("utf-8", "replace")
-        return self.store.get_bytes(key), signature
+    def _read_signed(self, file: str) -> tuple[bytes, str]:
+        signature = self.store.get_bytes(f"{file}{SIGNATURE_SUFFIX}").decode("utf-8", "replace")
+        return self.store.get_bytes(file), signature

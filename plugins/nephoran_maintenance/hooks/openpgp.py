@@ -157,6 +157,26 @@ class OpenPgpHook:
             )
         return SigningKey(found[0], passphrase)
 
+    def import_decryption_key(self, connection_id: str) -> DecryptionKey:
+        """Take a recipient's private key in: extra ``private_key``, armored; the password is its passphrase, if it has one.
+
+        Never in the hook that signs: whoever writes backups must not be able to read them.
+
+        :raises PermanentError: ``connection-missing``, or ``openpgp-decryption-key-invalid`` when it is no private key.
+        """
+        connection = read_connection(connection_id)
+        armored = str(connection.extra_dejson.get("private_key") or "")
+        result = self._gpg.import_keys(armored) if armored else None
+        found = sorted(set(result.fingerprints)) if result is not None else []
+        if len(found) != 1 or not self._gpg.list_keys(secret=True):
+            raise PermanentError(
+                "openpgp-decryption-key-invalid",
+                f"the connection {connection_id!r} holds no OpenPGP private key, or several",
+                context={"connection": connection_id},
+                hint="Put one armored private key of a recipient into the extra private_key, its passphrase into password.",
+            )
+        return DecryptionKey(found[0], str(connection.password or "") or None)
+
     def keys(self) -> list[Key]:
         """Return all keys that were taken in."""
         return [_key(entry) for entry in self._gpg.list_keys()]
@@ -302,6 +322,17 @@ class SigningKey:
 
     def __repr__(self) -> str:
         return f"SigningKey({self.fingerprint})"
+
+
+@dataclass(frozen=True)
+class DecryptionKey:
+    """A recipient's private key inside gpg and the passphrase that opens it, if it has one."""
+
+    fingerprint: str
+    passphrase: str | None
+
+    def __repr__(self) -> str:
+        return f"DecryptionKey({self.fingerprint})"
 
 
 class _Flow:

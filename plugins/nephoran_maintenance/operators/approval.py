@@ -49,19 +49,21 @@ class WaitApprovalOperator(StepOperator):
     :param number: 1 for the first person, 2 for the second; without a need for a second the first skips that step.
     """
 
+    plan_step = PLAN_CHANGES
+    """The step that has left the plan that is asked about."""
+
     def __init__(self, *, number: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.number = number
 
     def act(self, context: Context) -> Any:
-        rule = rule_of(self, context)
+        rule = self.rule(context)
         if rule.needed < self.number:
             approval = self.start(context, rule).model_copy(update={"state": "not needed"})
             self.log.info("Category %s needs no %sapproval", rule.category, "" if self.number == 1 else "second ")
             return self.finish(context, approval)
         decisions.check_rule(rule)
-        journal = journal_of(context, self.journals())
-        refuse_closed(journal)
+        self.refuse_ended(context)
         approval = self.start(context, rule)
         if len(approval.approvers()) != self.number - 1:
             raise PermanentError(
@@ -72,8 +74,24 @@ class WaitApprovalOperator(StepOperator):
         self.ask(context, rule, approval)
         return None
 
+    def rule(self, context: Context) -> Rule:
+        """Return how many must approve, and whose answers count."""
+        return rule_of(self, context)
+
+    def refuse_ended(self, context: Context) -> None:
+        """Refuse to ask about a change that was made already."""
+        refuse_closed(journal_of(context, self.journals()))
+
+    def question(self, context: Context, rule: Rule, approval: Approval, asked_at: datetime) -> tuple[str, str]:
+        """Return headline and text of the question."""
+        plan = Plan.model_validate(pull(context, self.plan_step, PLAN_KEY))
+        findings = (pull(context, DECIDE_READINESS) or {}).get("findings") or []
+        expires_at, reason = self.expires_at(context, rule), context["params"].get("reason")
+        text = body(rule, approval, plan, findings, asked_at=asked_at, expires_at=expires_at, reason=reason)
+        return subject(rule, approval, plan, expires_at), text
+
     def resume(self, context: Context, event: dict[str, Any]) -> Any:
-        rule = rule_of(self, context)
+        rule = self.rule(context)
         approval = Approval.model_validate(pull(context, self.task_id, APPROVAL_KEY))
         expires_at = self.expires_at(context, rule)
         if event.get("error_type") == "timeout":
@@ -104,7 +122,7 @@ class WaitApprovalOperator(StepOperator):
 
     def start(self, context: Context, rule: Rule) -> Approval:
         """Return the record that this step goes on with: a new one, or that of the first person."""
-        digest = pull(context, PLAN_CHANGES, HASH_KEY)
+        digest = pull(context, self.plan_step, HASH_KEY)
         found = pull(context, WAIT_APPROVAL, APPROVAL_KEY) if self.number > 1 else None
         first = Approval.model_validate(found) if found else None
         if first is not None and first.plan_hash == digest:
@@ -125,17 +143,15 @@ class WaitApprovalOperator(StepOperator):
             self.record(context, approval.expired())
             raise decisions.expired(approval, expires_at)
         self.record(context, approval)
-        plan = Plan.model_validate(pull(context, PLAN_CHANGES, PLAN_KEY))
-        findings = (pull(context, DECIDE_READINESS) or {}).get("findings") or []
-        reason = context["params"].get("reason")
+        headline, text = self.question(context, rule, approval, now)
         self.log.info("Waiting for %d approvals until %s", approval.missing(), decisions.minute(expires_at))
         # No assigned users: they are compared by id, which is a number in some auth managers, and the profile has names.
         upsert_hitl_detail(
             ti_id=context["ti"].id,
             options=[approve_option(approval.plan_hash), REJECT],
             params={},  # with none at all Airflow 3.3 can't show the question
-            subject=subject(rule, approval, plan, expires_at),
-            body=body(rule, approval, plan, findings, asked_at=now, expires_at=expires_at, reason=reason),
+            subject=headline,
+            body=text,
         )
         raise TaskAwaitingInput(method_name="resume_step", timeout=expires_at - now)
 
@@ -149,7 +165,7 @@ class WaitApprovalOperator(StepOperator):
 
     def expires_at(self, context: Context, rule: Rule) -> datetime:
         """Return when the time for this plan is over."""
-        planned_at = moment(pull(context, PLAN_CHANGES, PLANNED_AT_KEY))
+        planned_at = moment(pull(context, self.plan_step, PLANNED_AT_KEY))
         return (planned_at or datetime.now(UTC) - timedelta(days=1)) + rule.expires_after
 
 

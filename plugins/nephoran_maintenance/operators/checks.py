@@ -6,7 +6,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from nephoran_maintenance.domain import ownership, preflight
+from nephoran_maintenance.airflow_edge import standing_of
+from nephoran_maintenance.domain import freshness, ownership, preflight
 from nephoran_maintenance.domain.findings import Finding
 from nephoran_maintenance.domain.intents import IntentKind, count_active, served_kinds
 from nephoran_maintenance.domain.quarantine import check_quarantine
@@ -15,6 +16,7 @@ from nephoran_maintenance.domain.vantage_point import is_own
 from nephoran_maintenance.engine.live import container_name
 from nephoran_maintenance.errors import MaintenanceError, TransientError
 from nephoran_maintenance.operators.admission import released_from_quarantine, request_of
+from nephoran_maintenance.operators.backup_freshness import BACKUP_DAG, backups_configured, newest_backups
 from nephoran_maintenance.operators.base import StepOperator
 
 if TYPE_CHECKING:
@@ -108,8 +110,21 @@ def check_permissions(step: StepOperator, context: Context) -> Findings:
     return preflight.check_permissions(accesses, cluster.can_i(accesses), cluster.who_am_i())
 
 
-def check_backup(_step: StepOperator, _: Context) -> Findings:
-    return [preflight.check_backup_age()]
+def check_backup(step: StepOperator, context: Context) -> Findings:
+    cluster, namespaces = step.cluster(), step.profile.namespaces
+    jobs = [
+        job
+        for name in dict.fromkeys((namespaces.system, namespaces.monitoring))
+        for job in cluster.list("CronJob", name)
+    ]
+    findings = freshness.check_cron_jobs(jobs)
+    if not backups_configured(step.profile):
+        return [freshness.not_configured(), *findings]
+    uid = str(cluster.get("Namespace", "kube-system")["metadata"]["uid"])
+    newest = newest_backups(step.profile, uid)
+    findings += freshness.check_standing(standing_of(context["ti"], BACKUP_DAG, datetime.now(UTC)))
+    rpo, when_stale = timedelta(hours=step.profile.targets.rpo_hours), step.profile.backup.when_stale
+    return [*freshness.check_freshness(newest, datetime.now(UTC), rpo, when_stale=when_stale), *findings]
 
 
 def check_intents(step: StepOperator, _: Context) -> Findings:

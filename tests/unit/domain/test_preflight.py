@@ -393,12 +393,6 @@ def test_a_dependency_names_where_it_was_asked_from() -> None:
     assert severities([broken]) == ["block"]
 
 
-def test_a_backup_that_nobody_made_warns_and_claims_nothing() -> None:
-    finding = preflight.check_backup_age()
-    assert finding.severity == "warn"
-    assert "not measured" in finding.observed
-
-
 def test_a_gate_without_series_is_known_before_the_change() -> None:
     assert preflight.check_gate_series("rag-api", 2).severity == "pass"
     found = preflight.check_gate_series("rag-api", 0)

@@ -15,7 +15,7 @@ from nephoran_maintenance.domain import retention
 from nephoran_maintenance.domain.backups import BackupType, KeepingClass, backup_id
 from nephoran_maintenance.domain.chain import KnownBackup
 from nephoran_maintenance.domain.manifest import Parent
-from nephoran_maintenance.domain.retention import RetentionPlan, plan_retention, table
+from nephoran_maintenance.domain.retention import Folder, RetentionPlan, find_leftovers, plan_retention, table
 from nephoran_maintenance.profile import Retention
 
 RULES = Retention()
@@ -284,3 +284,19 @@ def test_settings_that_would_delete_everything_are_refused(setting: dict[str, in
 
 def test_no_backups_no_plan() -> None:
     assert plan().verdicts == ()
+
+
+def folder(name: str, days_ago: float, *, had_manifest: bool = False) -> Folder:
+    return Folder(name, 1, 10, NOW - timedelta(days=days_ago), had_manifest)
+
+
+def test_only_old_files_that_never_had_a_manifest_are_leftovers() -> None:
+    folders = [folder("young", 6.9), folder("old", 7.1), folder("older", 30), folder("had", 30, had_manifest=True)]
+    assert [found.backup_id for found in find_leftovers(folders, NOW, timedelta(days=7))] == ["older", "old"]
+
+
+def test_each_cluster_keeps_its_own_last_ones() -> None:
+    lost = replace(backup(NOW - 2000 * DAY), cluster_uid="lost")
+    ours = [backup(NOW - number * DAY) for number in range(1, 100)]
+    assert {"the last checked one with data", "the newest"} <= set(reasons(plan(lost, *ours), lost))
+    assert "the newest" not in reasons(plan(replace(lost, cluster_uid=""), *ours), lost)

@@ -253,6 +253,7 @@ READS = {
     "list apps/daemonsets": {"nephoran-system"},
     "list policy/poddisruptionbudgets": {"nephoran-system"},
     "list autoscaling/horizontalpodautoscalers": {"nephoran-system"},
+    "list batch/cronjobs": {"nephoran-system", "nephoran-monitoring"},
     "list nodes": {""},
     "list configmaps": {"nephoran-maintenance"},
     "list nephoran.com/networkintents": {""},

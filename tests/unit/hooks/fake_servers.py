@@ -87,7 +87,14 @@ class Server:
                     self.wfile.flush()
                 body = self.rfile.read(int(headers.get("content-length") or 0))
                 parts = urlsplit(target)
-                return Received(method, parts.path, dict(parse_qsl(parts.query)), headers, body, self.client_address)
+                return Received(
+                    method,
+                    parts.path,
+                    dict(parse_qsl(parts.query, keep_blank_values=True)),
+                    headers,
+                    body,
+                    self.client_address,
+                )
 
             def send(self, reply: Reply, *, with_body: bool) -> None:
                 body = reply.encoded()

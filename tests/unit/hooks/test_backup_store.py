@@ -154,6 +154,18 @@ def swap(bench: Bench, one: str) -> None:
     second.write_bytes(data)
 
 
+def lose_a_part(bench: Bench, one: str) -> None:
+    path = bench.path(one, ARCHIVE)
+    data = path.read_bytes()
+    path.write_bytes(data[:100] + data[200:])
+
+
+def swap_parts(bench: Bench, one: str) -> None:
+    path = bench.path(one, ARCHIVE)
+    data = path.read_bytes()
+    path.write_bytes(data[:100] + data[200:300] + data[100:200] + data[300:])
+
+
 def lose(bench: Bench, one: str) -> None:
     bench.path(one, ARCHIVE).unlink()
 
@@ -173,6 +185,8 @@ def take_from_another(bench: Bench, one: str) -> None:
         pytest.param(cut, "kubernetes.tar.zst.gpg has .* bytes, expected", id="cut"),
         pytest.param(swap, "kubernetes.tar.zst.gpg has .*weaviate.tar.zst.gpg has", id="two swapped"),
         pytest.param(lose, "kubernetes.tar.zst.gpg is missing", id="missing"),
+        pytest.param(lose_a_part, "kubernetes.tar.zst.gpg has .* bytes, expected", id="a part missing"),
+        pytest.param(swap_parts, "kubernetes.tar.zst.gpg has the SHA-256", id="parts swapped"),
         pytest.param(swap_inventories, "kubernetes.inventory.zst has", id="inventories swapped"),
         pytest.param(take_from_another, "kubernetes.tar.zst.gpg has", id="taken from another backup"),
     ],
@@ -332,3 +346,17 @@ def test_a_checked_note_does_not_stand_for_a_verified_one(bench: Bench, one: str
     for suffix in ("", ".asc"):
         shutil.copy(bench.path(one, f"checked.json{suffix}"), bench.path(one, f"verified.json{suffix}"))
     assert one in bench.backups.list().problems
+
+
+def test_a_note_of_one_recipient_does_not_stand_for_another(bench: Bench, one: str) -> None:
+    note = bench.note(one).model_copy(update={"grade": "opened", "recipient": "operations"})
+    bench.backups.write_note(note, bench.key)
+    data = bench.backups.read_manifest(one)[1]
+    assert bench.backups.read_note(one, "opened", data, "operations") == note
+    assert bench.backups.read_note(one, "opened", data, "escrow") is None
+    opened = bench.root / "backups" / "opened" / one
+    for name in ("operations.json", "operations.json.asc"):
+        shutil.copy(opened / name, opened / name.replace("operations", "escrow"))
+    with pytest.raises(PermanentError, match="opened operations in the place of opened escrow"):
+        bench.backups.read_note(one, "opened", data, "escrow")
+    assert list(bench.backups.folders()) == [one]

@@ -1,0 +1,135 @@
+"""Which backups are read today, and what is to be said of the keys that open them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from nephoran_maintenance.domain.chain import KnownBackup, chain_of
+from nephoran_maintenance.domain.findings import Finding
+from nephoran_maintenance.domain.manifest import Recipient
+from nephoran_maintenance.domain.openpgp_keys import EXPIRY_WARNING
+from nephoran_maintenance.errors import PermanentError
+
+READ_WITHIN = timedelta(days=30)
+"""Everything is decrypted and compared at least so often."""
+SPARE = timedelta(days=2)
+"""So much earlier than that a backup is due, because a daily run may be missed."""
+OPENED_WITHIN = timedelta(days=92)
+"""Each recipient, the escrow too, should prove once a quarter that the key still opens something."""
+
+
+@dataclass(frozen=True)
+class Readable:
+    """A backup, who can open it, and when each of them last did.
+
+    :param opened: by name of the recipient.
+    """
+
+    backup: KnownBackup
+    recipients: tuple[Recipient, ...]
+    opened: Mapping[str, datetime]
+
+    @property
+    def read_at(self) -> datetime:
+        """When its content was last known good: decrypted, or made."""
+        return max([*self.opened.values(), self.backup.ended_at])
+
+
+def choose(backups: Iterable[Readable], at: datetime) -> list[str]:
+    """Return the ids of the backups that are read today: a share of all, the longest unread first, and what is due.
+
+    Read once a day, everything is read within :data:`READ_WITHIN`.
+    """
+    oldest_first = sorted(backups, key=lambda one: (one.read_at, one.backup.backup_id))
+    days = (READ_WITHIN - SPARE) // timedelta(days=1)
+    share = math.ceil(len(oldest_first) / days)
+    due = sum(at - one.read_at >= READ_WITHIN - SPARE for one in oldest_first)
+    return [one.backup.backup_id for one in oldest_first[: max(share, due)]]
+
+
+def overdue(backups: Iterable[Readable], at: datetime) -> list[Finding]:
+    """Return a finding for each backup whose content nobody has looked at for too long."""
+    return [
+        Finding(
+            "contents",
+            "warn",
+            one.backup.backup_id,
+            f"last read {(at - one.read_at).days} days ago",
+            f"decrypted and compared every {READ_WITHIN.days} days",
+            "Run backup_verification where a key is, with this backup.",
+        )
+        for one in backups
+        if at - one.read_at > READ_WITHIN
+    ]
+
+
+def check_keys(
+    expires: Mapping[str, tuple[str, datetime | None]], backups: Sequence[Readable], at: datetime, kept: timedelta
+) -> list[Finding]:
+    """Return what is to be said of every recipient's key: of the profile, and of those that older backups need.
+
+    :param expires: by fingerprint, the name in the profile, and when the key ends; None: never.
+    :param kept: how long every backup is kept.
+    """
+    findings = []
+    for fingerprint, (name, end) in expires.items():
+        opens = [one.backup for one in backups if fingerprint in {r.fingerprint for r in one.recipients}]
+        needed_until = max((backup.ended_at + kept for backup in opens), default=at)
+        if end is not None and end - at < EXPIRY_WARNING:
+            seen, hint = f"ends at {end:%Y-%m-%d}", "Renew the key now, or nothing can be backed up after that."
+            findings.append(Finding("keys", "warn", name, seen, "30 days or more left", hint))
+        elif end is not None and end < needed_until:
+            seen = f"ends at {end:%Y-%m-%d}, and backups that it opens are kept until {needed_until:%Y-%m-%d} at least"
+            hint = "Renew the key, and put the public key with its new end into the key file."
+            findings.append(Finding("keys", "warn", name, seen, "a key that outlives its backups", hint))
+        else:
+            seen = f"ends at {end:%Y-%m-%d}" if end else "never ends"
+            findings.append(Finding("keys", "pass", name, seen, "a key that outlives its backups"))
+    gone: dict[tuple[str, str], int] = {}
+    for one in backups:
+        for recipient in one.recipients:
+            if recipient.fingerprint not in expires:
+                gone[recipient.name, recipient.fingerprint] = gone.get((recipient.name, recipient.fingerprint), 0) + 1
+    for (name, fingerprint), count in gone.items():
+        seen = f"opens {count} backups, and is no recipient any more ({fingerprint})"
+        findings.append(Finding("keys", "warn", name, seen, "its private key is kept", "Keep it while they are kept."))
+    return findings
+
+
+def last_opened(backups: Iterable[Readable]) -> dict[str, datetime]:
+    """Return by name of the recipient when they last decrypted a backup."""
+    latest: dict[str, datetime] = {}
+    for one in backups:
+        for name, moment in one.opened.items():
+            latest[name] = max(moment, latest.get(name, moment))
+    return latest
+
+
+def check_openings(names: Iterable[str], latest: Mapping[str, datetime], at: datetime) -> list[Finding]:
+    """Return for each recipient, the escrow too, when they last decrypted a backup."""
+    findings = []
+    for name in names:
+        when = latest.get(name)
+        seen = f"last decrypted one at {when:%Y-%m-%d}" if when else "has never decrypted one"
+        if when is not None and at - when <= OPENED_WITHIN:
+            findings.append(Finding("recipients", "pass", name, seen, "once a quarter"))
+        else:
+            hint = "Run backup_verification with this key: nobody knows whether it opens anything."
+            findings.append(Finding("recipients", "warn", name, seen, "once a quarter", hint))
+    return findings
+
+
+def check_chains(backups: Iterable[KnownBackup]) -> list[Finding]:
+    """Return a finding for each backup whose chain is broken."""
+    by_id = {backup.backup_id: backup for backup in backups}
+    findings = []
+    for identifier, backup in by_id.items():
+        try:
+            if backup.parent is not None:
+                chain_of(identifier, by_id)
+        except PermanentError as error:
+            findings.append(Finding("chains", "block", identifier, error.message, "every link is there", error.hint))
+    return findings
