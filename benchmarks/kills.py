@@ -114,6 +114,15 @@ OF_FIVE = (
     ("in", "rollback.rollback_weaviate", True),
 )
 
+PROTECTED = (
+    ("in", "protect.capture_kubernetes_objects"),
+    ("in", "protect.wait_weaviate_backup"),
+    ("in", "protect.capture_weaviate"),
+    ("in", "protect.record_manifest"),
+    ("after", "protect.verify_stored_files"),
+)
+"""In the other cases no backup is made before the change."""
+
 Row = dict[str, Any]
 
 
@@ -131,11 +140,12 @@ class Case:
     broken: bool = False
     components: tuple[str, ...] = TWO
     default_times: bool = False
+    protected: bool = False
 
     @property
     def name(self) -> str:
         notes = ["broken image"] * self.broken + ["five components"] * (self.components == FIVE)
-        notes += ["default times"] * self.default_times
+        notes += ["default times"] * self.default_times + ["backup first"] * self.protected
         return f"{self.kind} {self.where} {self.step}" + (f" ({', '.join(notes)})" if notes else "")
 
 
@@ -155,6 +165,8 @@ def cases() -> Iterator[Case]:
             yield Case(kind, "in", step, broken=True)
     for where, step, broken in OF_FIVE:
         yield Case("everything", where, step, broken, FIVE)
+    for where, step in PROTECTED:
+        yield Case("everything", where, step, protected=True)
     yield Case("everything", "in", "components.rag_api.wait_image", default_times=True)
 
 
@@ -174,6 +186,7 @@ class Matrix:
 
         Returns None when the moment never came.
         """
+        set_profile(self.airflow, {} if case.default_times else LEASE, protected=case.protected)
         for _ in range(MOMENT_TRIES):
             self.settle()
             before, journals, target = self.state(), set(self.journals()), self.next_version()
@@ -409,13 +422,14 @@ def tag_of(image: str) -> str:
     return image.partition("@")[0].rpartition(":")[2]
 
 
-def set_profile(airflow: Airflow, lease: Mapping[str, int]) -> None:
-    """Write how long a lease lasts into the profile: shortened, a dead owner is noticed in seconds.
+def set_profile(airflow: Airflow, lease: Mapping[str, int], *, protected: bool = False) -> None:
+    """Write into the profile whether a backup comes first, and how long a lease lasts: a dead owner is noticed in seconds.
 
     Traffic is measured with fewer requests than usual: the processors are needed for starting again what was killed.
     """
     profile = yaml.safe_load(airflow.instance.profile.read_text(encoding="utf-8"))  # type: ignore[union-attr]
     profile["lease"] = dict(lease)
+    profile["backup"]["before_change"] = "full" if protected else "none"
     profile["probe"]["rate_per_second"] = REQUESTS_PER_SECOND
     airflow.instance.profile.write_text(yaml.safe_dump(profile, sort_keys=False), encoding="utf-8")  # type: ignore[union-attr]
 
@@ -448,14 +462,12 @@ def main() -> None:
     try:
         cluster.up(variant=VARIANT)
         grant_access(config, airflow.instance, progress, variant=VARIANT, before_change="none")
-        set_profile(airflow, LEASE)
         airflow.up()
         matrix = Matrix(cluster, airflow)
         for number, case in enumerate(chosen, start=1):
             if case.default_times:
                 airflow.down()
                 airflow.instance = dataclasses.replace(defaults, port=airflow.instance.port)
-                set_profile(airflow, {})
                 airflow.up()
             row = matrix.run(case)
             if row is None:

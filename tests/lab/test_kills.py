@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks.kills import LEASE, Case, Matrix, cases, set_profile
+from benchmarks.kills import Case, Matrix, cases
 
 if TYPE_CHECKING:
     from tests.lab.conftest import Upgrades
@@ -27,7 +27,6 @@ def todays_cases() -> list[Case]:
 def matrix(upgrades: Upgrades) -> Iterator[Matrix]:
     upgrades.airflow.up()
     upgrades.prepare()
-    set_profile(upgrades.airflow, LEASE)
     yield Matrix(upgrades.lab.cluster, upgrades.airflow)
     upgrades.airflow.up()
     upgrades.prepare()
