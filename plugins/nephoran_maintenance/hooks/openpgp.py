@@ -74,8 +74,10 @@ class OpenPgpHook:
         self._home = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))  # of mode 0700
         try:
             (self._home / "gpg-agent.conf").write_text(_AGENT_SETTINGS, encoding="ascii")
-            self._lock = (self._home / _LOCK).open("w")
+            draft = self._home / f"{_LOCK}.new"
+            self._lock = draft.open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
+            draft.rename(self._home / _LOCK)  # only now: one that is there and not locked is swept away
             self._gpg = self._client()
         except BaseException:
             self.close()

@@ -340,6 +340,20 @@ def test_what_a_killed_process_left_is_taken_away_by_the_next(keys: KeyMaker, mo
     assert not [line for line in agents() if str(home) in line]
 
 
+def test_a_home_that_is_being_made_is_not_swept_away_by_another_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several steps of a backup start in the same second, and each sweeps first."""
+    lock = fcntl.flock
+
+    def late(file: object, operation: int) -> None:
+        if not operation & fcntl.LOCK_NB:
+            sweep(memory_folder(os.environ))
+        lock(file, operation)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with OpenPgpHook() as pgp:
+        assert pgp.home.is_dir()
+
+
 def test_a_worker_without_memory_backed_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nephoran_maintenance.hooks.openpgp._mounts", lambda: {Path("/"): "ext4"})
     with pytest.raises(PermanentError) as error:
