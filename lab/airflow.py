@@ -40,6 +40,7 @@ PROCESSES: dict[str, tuple[str, ...]] = {
     "triggerer": ("triggerer", "--skip-serve-logs"),
 }
 START_LIMIT = timedelta(seconds=300)
+PORT_LIMIT = timedelta(seconds=3)
 STOP_LIMIT = timedelta(seconds=20)
 """A scheduler that is told to stop waits for the tasks at work; those that take longer than this are killed."""
 
@@ -204,6 +205,9 @@ class Airflow:
     def _take_free_port(self) -> None:
         """Settle for the first free port of this lab, so that another program on 8080 does not stop us."""
         first = self.instance.port
+        # One that was killed a moment ago may still hold it.
+        with contextlib.suppress(LabError):
+            wait_until(f"Port {first}", lambda: _is_free(first), limit=PORT_LIMIT)
         for port in range(first, first + 8 * 1000, 1000):
             if _is_free(port):
                 self.instance = self.instance.on_port(port)

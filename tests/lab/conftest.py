@@ -116,7 +116,14 @@ class Upgrades:
     def __init__(self, lab: Lab, airflow: Airflow) -> None:
         self.lab = lab
         self.airflow = airflow
-        self.client = airflow.client()
+        self._client = airflow.client()
+
+    @property
+    def client(self) -> AirflowClient:
+        """A client of the Airflow that runs now: one that was killed may have come back at another port."""
+        if self._client.url != self.airflow.instance.url:
+            self._client = self.airflow.client()
+        return self._client
 
     def prepare(
         self,
