@@ -23,7 +23,7 @@ from nephoran_maintenance.domain.step_ids import (
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.approval import WaitApprovalOperator, recorded_approval
 from nephoran_maintenance.operators.backup_step import pinned
-from nephoran_maintenance.operators.base import StepOperator, finish_step, pull, states_of
+from nephoran_maintenance.operators.base import StepOperator, finish_step, mode_of, pull, states_of
 from nephoran_maintenance.operators.planning import HASH_KEY, PLANNED_AT_KEY
 from nephoran_maintenance.operators.report import FAILED_STATES, ReportOperator
 
@@ -38,13 +38,6 @@ Stored = dict[str, list["StoredVersion"]]
 Contents = tuple[Stored, Stored]
 SIGNED = f"{MANIFEST}{SIGNATURE_SUFFIX}"
 COLUMNS = ["backup", "age_days", "grade", "action", "reason"]
-
-
-def mode_of(context: Context, profile: SystemProfile) -> str:
-    """Return ``plan`` or ``apply``: a scheduled run takes it from the profile, one by hand from its parameter."""
-    if context["dag_run"].run_type.value == "scheduled":
-        return profile.backup.retention.mode
-    return str(context["params"].get("mode", "plan"))
 
 
 @dataclass(frozen=True)
@@ -147,7 +140,7 @@ class CheckRetentionOperator(RetentionStep):
         prefix = self.profile.backup.prefix
         with self.bucket() as bucket:
             bucket.store.everything(f"{prefix}/{MANIFEST}")  # one page: whether it may list versions
-            return {"mode": mode_of(context, self.profile), "url": bucket.store.url(prefix)}
+            return {"mode": mode_of(context, self.profile.backup.retention.mode), "url": bucket.store.url(prefix)}
 
 
 class PlanDeletionsOperator(RetentionStep):
@@ -166,7 +159,9 @@ class PlanDeletionsOperator(RetentionStep):
         self.log.info("What becomes of each backup:\n%s", as_text(plan["rows"]))
         for identifier, problem in plan["problems"].items():
             self.log.warning("%s is left alone, its manifest does not count: %s", identifier, problem)
-        goes_on = mode_of(context, self.profile) == "apply" and (plan["delete"] or plan["leftovers"])
+        goes_on = mode_of(context, self.profile.backup.retention.mode) == "apply" and (
+            plan["delete"] or plan["leftovers"]
+        )
         unneeded = [] if goes_on else [WAIT_APPROVAL, WAIT_SECOND_APPROVAL, DELETE_BACKUPS]
         return finish_step(context, plan, unneeded)
 
@@ -263,7 +258,7 @@ class ReportRetentionOperator(ReportOperator):
         if failed:
             refused = approval is not None and approval.state in ("rejected", "expired")
             how = "not-approved" if refused else "not-cleaned-up"
-        elif mode_of(context, profile) == "plan":
+        elif mode_of(context, profile.backup.retention.mode) == "plan":
             how = "planned"
         rows = [with_outcome(row, done) for row in (plan or {}).get("rows", ())]
         return {

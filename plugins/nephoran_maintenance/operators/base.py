@@ -263,6 +263,13 @@ def operation_of(context: Context) -> str:
     return operation_id(run.dag_id, run.run_after, run.run_id)
 
 
+def mode_of(context: Context, scheduled: str) -> str:
+    """Return ``plan`` or ``apply``: a scheduled run takes what the profile says, one by hand its parameter."""
+    if context["dag_run"].run_type.value == "scheduled":
+        return scheduled
+    return str(context["params"].get("mode", "plan"))
+
+
 def pull(context: Context, task_id: str, key: str = "return_value") -> Any:
     """Return what another step of this run left behind, or None when it left nothing."""
     return context["ti"].xcom_pull(task_ids=task_id, key=key, map_indexes=-1)

@@ -21,7 +21,7 @@ from nephoran_maintenance.domain.upgrade import recovery_permissions_for
 from nephoran_maintenance.engine.recovery import Recovery
 from nephoran_maintenance.engine.rolling import Wait
 from nephoran_maintenance.errors import PermanentError, UnknownStateError
-from nephoran_maintenance.operators.base import ERROR_KEY, StepOperator, operation_of, pull, states_of
+from nephoran_maintenance.operators.base import ERROR_KEY, StepOperator, mode_of, operation_of, pull, states_of
 from nephoran_maintenance.operators.report import FAILED_STATES, ReportOperator
 from nephoran_maintenance.operators.rolling import WaitingOperator
 
@@ -33,13 +33,6 @@ if TYPE_CHECKING:
     from nephoran_maintenance.profile import SystemProfile
 
 FOUND_KEY = "found"
-
-
-def mode_of(context: Context, profile: SystemProfile) -> str:
-    """Return ``plan`` or ``apply``: a scheduled run takes it from the profile, one by hand from its parameter."""
-    if context["dag_run"].run_type.value == "scheduled":
-        return profile.recovery.mode
-    return str(context["params"].get("mode", "plan"))
 
 
 class CheckRecoveryOperator(StepOperator):
@@ -65,7 +58,7 @@ class CheckRecoveryOperator(StepOperator):
                 context={"connection": self.kubernetes_connection_id},
                 hint=denied[0].hint,
             )
-        return {"mode": mode_of(context, profile), "account": account}
+        return {"mode": mode_of(context, profile.recovery.mode), "account": account}
 
 
 class RecoverOperationsOperator(WaitingOperator):
@@ -94,7 +87,7 @@ class RecoverOperationsOperator(WaitingOperator):
             self.log.info(
                 "%s: %s, because %s; found %s", *(row[key] for key in ("operation", "decision", "reason", "found"))
             )
-        if mode_of(context, self.profile) == "plan":
+        if mode_of(context, self.profile.recovery.mode) == "plan":
             return rows
         if self.back and rows[0]["decision"] == "leave":
             raise PermanentError(
@@ -156,7 +149,7 @@ class ReportRecoveryOperator(ReportOperator):
         self, context: Context, profile: SystemProfile, journal: Journal, row: dict[str, Any], failed: list[str]
     ) -> dict[str, Any]:
         run = context["dag_run"]
-        planned = mode_of(context, profile) == "plan"
+        planned = mode_of(context, profile.recovery.mode) == "plan"
         how = overall(journal, failed=bool(failed), planned=False, changes=len(journal.entries), reads_only=False)
         return build_report(
             operation_id=journal.operation_id,
