@@ -27,7 +27,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -42,7 +41,7 @@ from lab.airflow_client import AirflowClient, AirflowRequestError
 from lab.cluster import Cluster
 from lab.config import HIGHEST_INDEX, LabConfig
 from lab.failure import LabError
-from lab.processes import Process, read_record, wait_gone
+from lab.processes import PARENT, Process, read_record, stat_fields, wait_gone
 from lab.progress import Progress
 from lab.waiting import wait_until
 
@@ -390,11 +389,8 @@ class Matrix:
 
 def parent_of(pid: int) -> int | None:
     """Return the parent of a process, None when it is gone."""
-    with contextlib.suppress(OSError):
-        return int(
-            Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[1]
-        )
-    return None
+    fields = stat_fields(pid)
+    return int(fields[PARENT]) if fields else None
 
 
 def is_rolled_out(item: Mapping[str, Any]) -> bool:

@@ -35,6 +35,7 @@ from lab.airflow import Airflow, session_members
 from lab.airflow_access import grant_access, issue_token
 from lab.cluster import Cluster
 from lab.config import LabConfig
+from lab.processes import SYSTEM_TICKS, USER_TICKS, stat_fields
 from lab.progress import Progress
 from lab.waiting import wait_until
 
@@ -309,9 +310,8 @@ def ticks_of(pids: Iterable[int]) -> int:
     """Return the processor time of processes so far, in clock ticks."""
     total = 0
     for pid in pids:
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-            total += int(fields[11]) + int(fields[12])
+        if fields := stat_fields(pid):
+            total += int(fields[USER_TICKS]) + int(fields[SYSTEM_TICKS])
     return total
 
 

@@ -20,6 +20,8 @@ from lab.failure import LabError
 
 SOCKET_NAME = "supervisor.sock"
 RECORD_NAME = "processes.json"
+STATE, PARENT, USER_TICKS, SYSTEM_TICKS, START_TICKS = 0, 1, 11, 12, 19
+"""Where in :func:`stat_fields` these stand (proc_pid_stat(5), counted from the third field)."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,10 @@ class Process:
     @classmethod
     def of(cls, pid: int, *, ended_too: bool = False) -> Process | None:
         """Return the process that has this id now; None when there is none, or only a zombie and not ``ended_too``."""
-        try:
-            # The second field is the program's name in brackets and may hold spaces and brackets.
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:
+        fields = stat_fields(pid)
+        if not fields:
             return None
-        return None if fields[0] in "ZX" and not ended_too else cls(pid, int(fields[19]), boot_id())
+        return None if fields[STATE] in "ZX" and not ended_too else cls(pid, int(fields[START_TICKS]), boot_id())
 
     @property
     def alive(self) -> bool:
@@ -57,6 +57,15 @@ class Process:
 
     def to_dict(self) -> dict[str, object]:
         return {"pid": self.pid, "start_ticks": self.start_ticks, "boot_id": self.boot_id}
+
+
+def stat_fields(pid: int) -> list[str]:
+    """Return what ``/proc/<pid>/stat`` says after the program's name; empty when there is no such process."""
+    try:
+        # The name stands in brackets and may hold spaces and brackets.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def boot_id() -> str:
