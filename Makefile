@@ -81,7 +81,7 @@ bench-gate-power: venv ## the metric gate's verdicts over simulated series; no l
 
 .PHONY: bench-waits
 bench-waits: venv ## a thousand rollouts waited for in one triggerer, against one watch for each
-	@$(PYTHON) -m benchmarks.waits
+	@PYTHONPATH=plugins $(PYTHON) -m benchmarks.waits
 
 .PHONY: bench-backup
 bench-backup: venv ## 880 MiB archived, encrypted and uploaded, against the old runbook, restic and a shell stream
