@@ -254,6 +254,7 @@ class StatusWriter:
 
     def complete_all(self) -> dict[str, float]:
         """Complete them one after the other at the benchmark's rate and return when each was."""
+        self._connection.close()  # the server has closed it meanwhile; the next request opens another
         completed = {}
         first_at = time.monotonic()
         for number in range(WORKLOADS):
