@@ -19,12 +19,15 @@ from nephoran_maintenance.hooks.connections import read_connection_async
 from nephoran_maintenance.hooks.kubernetes_rest import (
     CONNECT_TIMEOUT_SECONDS,
     PAGE_SIZE,
+    READY_PATH,
+    READY_TIMEOUT_SECONDS,
     ClusterSettings,
     JsonObject,
     JsonObjects,
     Request,
     Resource,
     cluster_settings,
+    is_refusal,
     list_items,
     moment_of_header,
     parse_json,
@@ -32,6 +35,7 @@ from nephoran_maintenance.hooks.kubernetes_rest import (
     resource_path,
     selector_text,
     server_name,
+    starting_error,
     status_error,
     unreachable_error,
 )
@@ -134,14 +138,33 @@ class AsyncClusterHook:
         query: Mapping[str, object] | None = None,
         body: JsonObject | None = None,
     ) -> tuple[JsonObject, datetime]:
-        """Return the answer's object and the API server's time of it."""
+        """Return the answer's object and the API server's time of it.
+
+        What the API server refuses counts once it is ready: in its first seconds it knows no roles.
+        """
+        given = {key: value for key, value in (query or {}).items() if value is not None}
+        target = path + (f"?{urlencode(given)}" if given else "")
+        read_seconds = self.read_timeout.total_seconds()
+        status, content, at = await self._send(method, target, about, body, read_seconds)
+        if is_refusal(status, content):
+            ready = await self._send("GET", READY_PATH, about, None, min(READY_TIMEOUT_SECONDS, read_seconds))
+            if ready[0] >= 500:
+                raise starting_error(about, self.connection_id, self.server)
+            # It may have become ready in between.
+            status, content, at = await self._send(method, target, about, body, read_seconds)
+        if not 200 <= status <= 299:
+            secrets = self._settings.secrets if self._settings else []
+            raise status_error(status, content, about, self.connection_id, self.server, secrets)
+        return parse_json(content, about, self.connection_id, self.server), at or datetime.now(UTC)
+
+    async def _send(
+        self, method: str, target: str, about: Request, body: JsonObject | None, read_seconds: float
+    ) -> tuple[int, bytes, datetime | None]:
         import aiohttp
 
         headers = {"Accept": "application/json", "User-Agent": FIELD_MANAGER}
         await self._api_client.update_params_for_auth(headers, [], ["BearerToken"])
-        given = {key: value for key, value in (query or {}).items() if value is not None}
         configuration = self._api_client.configuration
-        url = configuration.host + path + (f"?{urlencode(given)}" if given else "")
         options: dict[str, Any] = {}
         if configuration.tls_server_name:
             options["server_hostname"] = configuration.tls_server_name
@@ -149,11 +172,10 @@ class AsyncClusterHook:
             options["proxy"] = configuration.proxy
         if body is not None:
             options["json"] = body
-        read_seconds = self.read_timeout.total_seconds()
         try:
             async with self._api_client.rest_client.pool_manager.request(
                 method,
-                url,
+                configuration.host + target,
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(
                     total=read_seconds, sock_connect=min(CONNECT_TIMEOUT_SECONDS, read_seconds)
@@ -161,14 +183,9 @@ class AsyncClusterHook:
                 allow_redirects=False,
                 **options,
             ) as response:
-                content = await response.read()
-                status, at = response.status, moment_of_header(response.headers.get("Date"))
+                return response.status, await response.read(), moment_of_header(response.headers.get("Date"))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise unreachable_error(self.server, self.connection_id, error, about) from error
-        if not 200 <= status <= 299:
-            secrets = self._settings.secrets if self._settings else []
-            raise status_error(status, content, about, self.connection_id, self.server, secrets)
-        return parse_json(content, about, self.connection_id, self.server), at or datetime.now(UTC)
 
     async def get(self, kind: str | Resource, name: str, namespace: str | None = None) -> JsonObject:
         """Return one object.

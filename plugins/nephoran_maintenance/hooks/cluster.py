@@ -24,6 +24,8 @@ from nephoran_maintenance.hooks.kubernetes_rest import (
     PAGE_SIZE,
     PATCH_CONTENT_TYPES,
     READ_TIMEOUT_SECONDS,
+    READY_PATH,
+    READY_TIMEOUT_SECONDS,
     RESOURCES,
     WORKLOAD_KINDS,
     ClusterSettings,
@@ -33,6 +35,8 @@ from nephoran_maintenance.hooks.kubernetes_rest import (
     Resource,
     cluster_settings,
     events_about,
+    is_refusal,
+    is_status_object,
     list_items,
     moment_of_header,
     parse_json,
@@ -40,6 +44,7 @@ from nephoran_maintenance.hooks.kubernetes_rest import (
     resource_path,
     selector_text,
     server_name,
+    starting_error,
     status_error,
     unreachable_error,
 )
@@ -166,37 +171,51 @@ class ClusterHook:
     ) -> Answer:
         """Send one request below the API server's address and return its answer.
 
+        What the API server refuses counts once it is ready: in its first seconds it knows no roles.
+
         :param about: how errors name the request.
         :raises MaintenanceError: see :func:`~.kubernetes_rest.status_error` and
             :func:`~.kubernetes_rest.unreachable_error`.
         """
-        import urllib3
-
-        headers = {"Accept": accept, "User-Agent": FIELD_MANAGER}
-        self.api_client.update_params_for_auth(headers, [], ["BearerToken"])
+        given = {key: value for key, value in (query or {}).items() if value is not None}
+        target = path + (f"?{urlencode(given)}" if given else "")
+        headers = {"Accept": accept}
         if body is not None:
             headers["Content-Type"] = content_type
-        given = {key: value for key, value in (query or {}).items() if value is not None}
-        url = self.api_client.configuration.host + path + (f"?{urlencode(given)}" if given else "")
         read_seconds = (timeout or self.read_timeout).total_seconds()
+        answer = self._send(method, target, about, headers, body, read_seconds)
+        if is_refusal(answer.status, answer.body):
+            ready = self._send("GET", READY_PATH, about, {}, None, min(READY_TIMEOUT_SECONDS, read_seconds))
+            if ready.status >= 500:
+                raise starting_error(about, self.connection_id, self.server)
+            # It may have become ready in between.
+            answer = self._send(method, target, about, headers, body, read_seconds)
+        if raise_for_status and not 200 <= answer.status <= 299:
+            raise status_error(
+                answer.status, answer.body, about, self.connection_id, self.server, self.settings.secrets
+            )
+        return answer
+
+    def _send(
+        self, method: str, target: str, about: Request, headers: Mapping[str, str], body: object, read_seconds: float
+    ) -> Answer:
+        import urllib3
+
+        sent = {**headers, "User-Agent": FIELD_MANAGER}
+        self.api_client.update_params_for_auth(sent, [], ["BearerToken"])
         try:
             response = self.api_client.rest_client.pool_manager.request(
                 method,
-                url,
+                self.api_client.configuration.host + target,
                 body=None if body is None else json.dumps(body).encode(),
-                headers=headers,
+                headers=sent,
                 timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT_SECONDS, read_seconds), read=read_seconds),
                 retries=False,
                 redirect=False,
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise unreachable_error(self.server, self.connection_id, error, about) from error
-        answer = Answer(int(response.status), bytes(response.data), moment_of_header(response.headers.get("Date")))
-        if raise_for_status and not 200 <= answer.status <= 299:
-            raise status_error(
-                answer.status, answer.body, about, self.connection_id, self.server, self.settings.secrets
-            )
-        return answer
+        return Answer(int(response.status), bytes(response.data), moment_of_header(response.headers.get("Date")))
 
     def _json(self, method: str, path: str, about: Request, **options: Any) -> JsonObject:
         answer = self.request(method, path, about, **options)
@@ -625,7 +644,7 @@ class ClusterHook:
 
     def _passed_on(self, path: str, about: Request, timeout: timedelta) -> Answer:
         answer = self.request("GET", path, about, accept="*/*", timeout=timeout, raise_for_status=False)
-        if answer.status in (401, 403, 404) and _is_status_object(answer.body):
+        if answer.status in (401, 403, 404) and is_status_object(answer.body):
             raise status_error(
                 answer.status, answer.body, about, self.connection_id, self.server, self.settings.secrets
             )
@@ -708,11 +727,3 @@ def _selected(workload: JsonObject, selector: Mapping[str, str]) -> bool:
     own = workload["metadata"].get("labels") or {}
     template = ((workload.get("spec") or {}).get("template") or {}).get("metadata") or {}
     return any(selector.items() <= labels.items() for labels in (own, template.get("labels") or {}))
-
-
-def _is_status_object(body: bytes) -> bool:
-    try:
-        value = json.loads(body)
-    except ValueError:
-        return False
-    return isinstance(value, dict) and value.get("kind") == "Status"

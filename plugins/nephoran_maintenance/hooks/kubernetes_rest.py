@@ -318,6 +318,9 @@ class Request:
         return {**{key: value for key, value in values.items() if value}, "connection": connection_id}
 
 
+READY_PATH = "/readyz"
+"""What everybody may ask, whatever the API server knows of its accounts."""
+READY_TIMEOUT_SECONDS = 5.0
 _DENIED_USER = re.compile(r'User "([^"]+)"')
 _FAILED_TEST = re.compile(r"test(ing)?\b.*(failed|path)|the server rejected our request due to an error in our request")
 
@@ -380,6 +383,33 @@ def status_error(
         f"the API server {server} rejected {request} with {status}: {message or reason or 'no reason given'}",
         context=context,
         hint="Correct the object that the message names.",
+    )
+
+
+def is_refusal(status: int, body: bytes) -> bool:
+    """Return whether the API server itself (not a workload behind its proxy) refuses who asks, or what is asked."""
+    return status in (401, 403) and is_status_object(body)
+
+
+def is_status_object(body: bytes) -> bool:
+    """Return whether a body is the API server's own ``Status``, not what something behind its proxy answered."""
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        return False
+    return isinstance(parsed, dict) and parsed.get("kind") == "Status"
+
+
+def starting_error(request: Request, connection_id: str, server: str) -> TransientError:
+    """Return the error for what an API server refuses that is not ready.
+
+    In its first seconds it knows no roles and no accounts: it answers 403 and 401 to what it allows a moment later.
+    """
+    return TransientError(
+        "cluster-unavailable",
+        f"the API server {server} is not ready, so its refusal to {request} counts for nothing yet",
+        context=request.context(connection_id),
+        hint="Try again; if it stays, ask its /readyz?verbose what it waits for.",
     )
 
 

@@ -177,6 +177,21 @@ def _is_selected(labels: dict[str, str], selector: str) -> bool:
     return all(key in labels and (not equals or labels[key] == value) for key, equals, value in terms)
 
 
+def starting(*, ready: int) -> Callable[[Received], Reply | None]:
+    """Return what an API server answers in its first seconds: it refuses the first request, and how its readiness is."""
+    refused: list[Received] = []
+
+    def answer(request: Received) -> Reply | None:
+        if request.path == "/readyz":
+            return Reply(ready, "[-]informer-sync failed: reason withheld" if ready == 500 else "ok")
+        if ready == 500 or not refused:
+            refused.append(request)
+            return status_object(403, "Forbidden", 'pods "p-1" is forbidden: RBAC: role "upgrade" not found')
+        return None
+
+    return answer
+
+
 class FakeCluster:
     """An API server with objects in memory, addressed by path; ``fail`` answers in its place while it is set."""
 

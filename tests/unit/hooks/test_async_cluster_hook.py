@@ -20,6 +20,7 @@ from tests.unit.hooks.fake_servers import (
     deployment,
     kube_config,
     pod,
+    starting,
     status_object,
 )
 
@@ -75,6 +76,19 @@ async def test_has_the_same_errors_as_the_blocking_hook(
         with pytest.raises(kind) as error:
             await cluster.get("Pod", "p", "ns")
     assert error.value.reference == reference
+
+
+async def test_a_refusal_of_an_api_server_that_just_starts_is_no_verdict(
+    cluster_server: Server, fake_cluster: FakeCluster
+) -> None:
+    fake_cluster.put(f"{NAMESPACE}/pods", pod("p-1", "a"))
+    async with AsyncClusterHook("kubernetes_test") as cluster:
+        fake_cluster.fail = starting(ready=500)
+        with pytest.raises(TransientError) as error:
+            await cluster.get("Pod", "p-1", "ns")
+        assert error.value.reference == "cluster-unavailable"
+        fake_cluster.fail = starting(ready=200)
+        assert (await cluster.get("Pod", "p-1", "ns"))["metadata"]["name"] == "p-1"
 
 
 async def test_missing_connection_is_named() -> None:

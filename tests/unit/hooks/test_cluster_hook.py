@@ -28,6 +28,7 @@ from tests.unit.hooks.fake_servers import (
     kube_config,
     pod,
     serving,
+    starting,
     status_object,
 )
 
@@ -373,6 +374,24 @@ def test_http_to_a_pod_tells_a_forbidden_proxy_from_a_pod_that_forbids(
 
 
 # ----------------------------------------------------------------------------------------------------------- errors
+
+
+def test_a_refusal_of_an_api_server_that_just_starts_is_no_verdict(
+    cluster: ClusterHook, fake_cluster: FakeCluster
+) -> None:
+    fake_cluster.fail = starting(ready=500)
+    with pytest.raises(TransientError) as error:
+        cluster.get("Pod", "p-1", "ns")
+    assert error.value.reference == "cluster-unavailable"
+    assert "not ready" in str(error.value)
+
+
+def test_what_was_refused_is_asked_once_more_when_the_api_server_is_ready(
+    cluster: ClusterHook, fake_cluster: FakeCluster
+) -> None:
+    fake_cluster.put(f"{NAMESPACE}/pods", pod("p-1", "a"))
+    fake_cluster.fail = starting(ready=200)
+    assert cluster.get("Pod", "p-1", "ns")["metadata"]["name"] == "p-1"
 
 
 def test_unreachable_cluster_is_named_with_address_and_connection(monkeypatch: pytest.MonkeyPatch) -> None:
