@@ -28,6 +28,7 @@ from nephoran_maintenance.hooks.kubernetes_rest import (
     Resource,
     cluster_settings,
     is_refusal,
+    is_starting,
     list_items,
     moment_of_header,
     parse_json,
@@ -148,8 +149,8 @@ class AsyncClusterHook:
         status, content, at = await self._send(method, target, about, body, read_seconds)
         if is_refusal(status, content):
             ready = await self._send("GET", READY_PATH, about, None, min(READY_TIMEOUT_SECONDS, read_seconds))
-            if ready[0] >= 500:
-                raise starting_error(about, self.connection_id, self.server)
+            if is_starting(ready[0]):
+                raise starting_error(ready[0], about, self.connection_id, self.server)
             # It may have become ready in between.
             status, content, at = await self._send(method, target, about, body, read_seconds)
         if not 200 <= status <= 299:

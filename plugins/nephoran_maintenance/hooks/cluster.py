@@ -36,6 +36,7 @@ from nephoran_maintenance.hooks.kubernetes_rest import (
     cluster_settings,
     events_about,
     is_refusal,
+    is_starting,
     is_status_object,
     list_items,
     moment_of_header,
@@ -186,8 +187,8 @@ class ClusterHook:
         answer = self._send(method, target, about, headers, body, read_seconds)
         if is_refusal(answer.status, answer.body):
             ready = self._send("GET", READY_PATH, about, {}, None, min(READY_TIMEOUT_SECONDS, read_seconds))
-            if ready.status >= 500:
-                raise starting_error(about, self.connection_id, self.server)
+            if is_starting(ready.status):
+                raise starting_error(ready.status, about, self.connection_id, self.server)
             # It may have become ready in between.
             answer = self._send(method, target, about, headers, body, read_seconds)
         if raise_for_status and not 200 <= answer.status <= 299:

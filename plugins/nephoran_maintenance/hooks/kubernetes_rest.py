@@ -400,14 +400,21 @@ def is_status_object(body: bytes) -> bool:
     return isinstance(parsed, dict) and parsed.get("kind") == "Status"
 
 
-def starting_error(request: Request, connection_id: str, server: str) -> TransientError:
-    """Return the error for what an API server refuses that is not ready.
+def is_starting(ready_status: int) -> bool:
+    """Return whether the answer to :data:`READY_PATH` is that of an API server in its first seconds.
 
-    In its first seconds it knows no roles and no accounts: it answers 403 and 401 to what it allows a moment later.
+    It knows no roles and no accounts then: it answers 403 and 401 to what it allows a moment later, at the very first even
+    to this path, which everybody may ask. An address that has no such path (404) says nothing.
     """
+    return ready_status >= 500 or ready_status in (401, 403)
+
+
+def starting_error(ready_status: int, request: Request, connection_id: str, server: str) -> TransientError:
+    """Return the error for what an API server refuses that is not ready."""
     return TransientError(
         "cluster-unavailable",
-        f"the API server {server} is not ready, so its refusal to {request} counts for nothing yet",
+        f"the API server {server} is not ready ({READY_PATH} answers {ready_status}), so its refusal to {request} counts "
+        "for nothing yet",
         context=request.context(connection_id),
         hint="Try again; if it stays, ask its /readyz?verbose what it waits for.",
     )

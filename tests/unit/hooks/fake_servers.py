@@ -177,21 +177,6 @@ def _is_selected(labels: dict[str, str], selector: str) -> bool:
     return all(key in labels and (not equals or labels[key] == value) for key, equals, value in terms)
 
 
-def starting(*, ready: int) -> Callable[[Received], Reply | None]:
-    """Return what an API server answers in its first seconds: it refuses the first request, and how its readiness is."""
-    refused: list[Received] = []
-
-    def answer(request: Received) -> Reply | None:
-        if request.path == "/readyz":
-            return Reply(ready, "[-]informer-sync failed: reason withheld" if ready == 500 else "ok")
-        if ready == 500 or not refused:
-            refused.append(request)
-            return status_object(403, "Forbidden", 'pods "p-1" is forbidden: RBAC: role "upgrade" not found')
-        return None
-
-    return answer
-
-
 class FakeCluster:
     """An API server with objects in memory, addressed by path; ``fail`` answers in its place while it is set."""
 
@@ -202,6 +187,7 @@ class FakeCluster:
         self.allowed: set[tuple[str, str]] = set()
         self.version = 100
         self.extra: dict[str, Reply] = {}
+        self.ready = 200
 
     def put(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Store an object below a collection's path, such as ``/api/v1/namespaces/n/pods``."""
@@ -212,6 +198,8 @@ class FakeCluster:
         return body
 
     def __call__(self, request: Received) -> Reply:
+        if request.path == "/readyz" and request.path not in self.extra:
+            return Reply(self.ready)
         if self.fail is not None and (reply := self.fail(request)) is not None:
             return reply
         if request.path in self.extra:

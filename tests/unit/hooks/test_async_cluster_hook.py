@@ -20,7 +20,6 @@ from tests.unit.hooks.fake_servers import (
     deployment,
     kube_config,
     pod,
-    starting,
     status_object,
 )
 
@@ -82,12 +81,14 @@ async def test_a_refusal_of_an_api_server_that_just_starts_is_no_verdict(
     cluster_server: Server, fake_cluster: FakeCluster
 ) -> None:
     fake_cluster.put(f"{NAMESPACE}/pods", pod("p-1", "a"))
+    refusal = status_object(403, "Forbidden", 'RBAC: role "upgrade" not found')
     async with AsyncClusterHook("kubernetes_test") as cluster:
-        fake_cluster.fail = starting(ready=500)
+        fake_cluster.ready, fake_cluster.fail = 500, lambda _: refusal
         with pytest.raises(TransientError) as error:
             await cluster.get("Pod", "p-1", "ns")
         assert error.value.reference == "cluster-unavailable"
-        fake_cluster.fail = starting(ready=200)
+        replies: list[Reply | None] = [None, refusal]
+        fake_cluster.ready, fake_cluster.fail = 200, lambda _: replies.pop()
         assert (await cluster.get("Pod", "p-1", "ns"))["metadata"]["name"] == "p-1"
 
 

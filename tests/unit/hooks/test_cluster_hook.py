@@ -28,7 +28,6 @@ from tests.unit.hooks.fake_servers import (
     kube_config,
     pod,
     serving,
-    starting,
     status_object,
 )
 
@@ -376,21 +375,24 @@ def test_http_to_a_pod_tells_a_forbidden_proxy_from_a_pod_that_forbids(
 # ----------------------------------------------------------------------------------------------------------- errors
 
 
+@pytest.mark.parametrize("ready", [500, 403, 401])
 def test_a_refusal_of_an_api_server_that_just_starts_is_no_verdict(
-    cluster: ClusterHook, fake_cluster: FakeCluster
+    cluster: ClusterHook, fake_cluster: FakeCluster, ready: int
 ) -> None:
-    fake_cluster.fail = starting(ready=500)
+    fake_cluster.ready = ready
+    fake_cluster.fail = lambda _: status_object(403, "Forbidden", 'RBAC: role "upgrade" not found')
     with pytest.raises(TransientError) as error:
         cluster.get("Pod", "p-1", "ns")
     assert error.value.reference == "cluster-unavailable"
-    assert "not ready" in str(error.value)
+    assert f"/readyz answers {ready}" in str(error.value)
 
 
 def test_what_was_refused_is_asked_once_more_when_the_api_server_is_ready(
     cluster: ClusterHook, fake_cluster: FakeCluster
 ) -> None:
     fake_cluster.put(f"{NAMESPACE}/pods", pod("p-1", "a"))
-    fake_cluster.fail = starting(ready=200)
+    replies: list[Reply | None] = [None, status_object(403, "Forbidden", 'RBAC: role "upgrade" not found')]
+    fake_cluster.fail = lambda _: replies.pop()
     assert cluster.get("Pod", "p-1", "ns")["metadata"]["name"] == "p-1"
 
 
