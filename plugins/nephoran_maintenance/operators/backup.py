@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,10 @@ class CheckBackupOperator(BackupStep):
             }
         if with_data:
             self.staging().usage(f"{identifier}/")
+        if "knowledge-base" in sources_of(choice.type):
+            files = self.pod_files(context)
+            for folder in profile.backup.knowledge_base:
+                files.check(files.find(folder, profile.namespaces.system))
         for name, end in ending.items():
             self.log.warning("The key of %s ends at %s: renew it, or nothing can be backed up after that", name, end)
         self.log.info("%s goes to %s", identifier, session.backups.store.url(session.backups.folder(identifier)))
@@ -214,6 +219,7 @@ class CaptureSourceOperator(BackupStep):
         from nephoran_maintenance.hooks.archive import ArchiveWriter
 
         kind = SOURCES[self.source]
+        required = kind.is_required(self.profile)
         started_at = datetime.now(UTC)
         found: dict[str, Any] = {"state": "captured"}
         with self.session() as session:
@@ -227,17 +233,19 @@ class CaptureSourceOperator(BackupStep):
             )
             folder = session.backups.folder(self.backup_id(context))
             try:
-                found["archive"] = writer.write(folder, self.source, present(source))
+                # Closed at once, whatever happens: a source may hold something in the cluster.
+                with closing(present(source)) as members:
+                    found["archive"] = writer.write(folder, self.source, members)
             except AbsentError as absent:
                 found = {"state": "absent", "reason": absent.reason}
             except MaintenanceError as error:
                 again = not isinstance(error, PermanentError) and context["ti"].try_number <= (self.retries or 0)
-                if kind.required or again:
+                if required or again:
                     raise
                 found = {"state": "failed", "reason": str(error)}
         captured = Source(
             name=self.source,
-            required=kind.required,
+            required=required,
             started_at=started_at,
             ended_at=datetime.now(UTC),
             facts=source.outcome.facts,
@@ -255,7 +263,7 @@ class AbsentError(Exception):
         self.reason = reason
 
 
-def present(source: MemberSource) -> Iterator[Member]:
+def present(source: MemberSource) -> Generator[Member, None, None]:
     """Yield the members of a source.
 
     :raises AbsentError: instead of an archive of nothing.
@@ -349,8 +357,7 @@ class RecordManifestOperator(BackupStep):
             "url": url,
         }
 
-    @staticmethod
-    def missing(sources: tuple[Source, ...], backup_type: BackupType) -> list[Source]:
+    def missing(self, sources: tuple[Source, ...], backup_type: BackupType) -> list[Source]:
         """Return sources that must be there and left no result at all."""
         names, now = {source.name for source in sources}, datetime.now(UTC)
         return [
@@ -358,7 +365,7 @@ class RecordManifestOperator(BackupStep):
                 name=name, required=True, state="failed", reason="its step left no result", started_at=now, ended_at=now
             )
             for name in sources_of(backup_type)
-            if SOURCES[name].required and name not in names
+            if SOURCES[name].is_required(self.profile) and name not in names
         ]
 
     @staticmethod

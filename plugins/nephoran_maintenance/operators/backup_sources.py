@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from nephoran_maintenance.engine.sources import Source as MemberSource
     from nephoran_maintenance.operators.backup_step import BackupStep, Session
+    from nephoran_maintenance.profile import SystemProfile
 
 EVERY_TYPE: tuple[BackupType, ...] = ("config-only", "incremental", "full")
 WITH_DATA: tuple[BackupType, ...] = ("incremental", "full")
@@ -37,11 +38,14 @@ MakeSource = Callable[[Capturing], "MemberSource"]
 
 @dataclass(frozen=True)
 class SourceKind:
-    """:param required: whether a backup must have it. :param types: which backups have it at all."""
+    """:param required: whether a backup of a profile must have it. :param types: which backups have it at all."""
 
     make: MakeSource
-    required: bool
+    required: bool | Callable[[SystemProfile], bool]
     types: tuple[BackupType, ...] = EVERY_TYPE
+
+    def is_required(self, profile: SystemProfile) -> bool:
+        return self.required if isinstance(self.required, bool) else self.required(profile)
 
 
 def kubernetes_objects(of: Capturing) -> MemberSource:
@@ -98,10 +102,21 @@ def prometheus_metrics(of: Capturing) -> MemberSource:
     return PrometheusExport(prometheus, end=of.context["dag_run"].run_after)
 
 
+def knowledge_base(of: Capturing) -> MemberSource:
+    """Return the files on volumes that the profile names."""
+    from nephoran_maintenance.engine.file_sources import KnowledgeBase
+
+    profile = of.step.profile
+    return KnowledgeBase(of.step.pod_files(of.context), profile.backup.knowledge_base, profile.namespaces.system)
+
+
 SOURCES: dict[str, SourceKind] = {
     "kubernetes-objects": SourceKind(kubernetes_objects, required=True),
     "grafana-dashboards": SourceKind(grafana_dashboards, required=False),
     "prometheus": SourceKind(prometheus_metrics, required=False, types=("full",)),
+    "knowledge-base": SourceKind(
+        knowledge_base, required=lambda profile: bool(profile.backup.knowledge_base), types=("full",)
+    ),
     "weaviate-facts": SourceKind(weaviate_facts, required=True, types=WITH_DATA),
     "weaviate": SourceKind(weaviate_files, required=True, types=WITH_DATA),
 }
