@@ -94,12 +94,20 @@ def weaviate_files(of: Capturing) -> MemberSource:
 
 
 def prometheus_metrics(of: Capturing) -> MemberSource:
-    """Return the metrics of the last day."""
-    from nephoran_maintenance.engine.monitoring_sources import PrometheusExport
+    """Return the metrics of the last day: a snapshot where there is a way to one, else an export."""
+    from nephoran_maintenance.engine.monitoring_sources import PrometheusExport, PrometheusMetrics
     from nephoran_maintenance.hooks.prometheus_api import PrometheusHook
 
-    prometheus = PrometheusHook(of.step.profile.connections.prometheus)
-    return PrometheusExport(prometheus, end=of.context["dag_run"].run_after)
+    profile = of.step.profile
+    connection_id = profile.connections.prometheus
+    return PrometheusMetrics(
+        PrometheusExport(PrometheusHook(connection_id), end=of.context["dag_run"].run_after),
+        of.step.pod_files(of.context),
+        profile.backup.prometheus,
+        of.context["task_state_store"],
+        connection_id=connection_id,
+        namespace=profile.namespaces.monitoring,
+    )
 
 
 def knowledge_base(of: Capturing) -> MemberSource:
