@@ -15,6 +15,7 @@ from nephoran_maintenance.operators.base import pull
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from nephoran_maintenance.domain.scope import Scope
     from nephoran_maintenance.engine.sources import Source as MemberSource
     from nephoran_maintenance.operators.backup_step import BackupStep, Session
     from nephoran_maintenance.profile import SystemProfile
@@ -61,6 +62,7 @@ def kubernetes_objects(of: Capturing) -> MemberSource:
         own_namespace=namespaces.maintenance,
         parent=before if chain else None,
         digest=of.session.digest,
+        scope=of.step.request(of.context).scope,
     )
 
 
@@ -130,6 +132,7 @@ SOURCES: dict[str, SourceKind] = {
 }
 
 
-def sources_of(backup_type: BackupType) -> list[str]:
-    """Return the names of a backup's sources."""
-    return [name for name, kind in SOURCES.items() if backup_type in kind.types]
+def sources_of(backup_type: BackupType, scope: Scope | None = None) -> list[str]:
+    """Return the names of a backup's sources; None: those of a whole one."""
+    names = [name for name, kind in SOURCES.items() if backup_type in kind.types]
+    return names if scope is None else scope.chosen("sources", names)
