@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nephoran_maintenance.domain.pod_files import READER, Folder
+from nephoran_maintenance.domain.vantage_point import is_own
 from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
 from nephoran_maintenance.hooks.cluster import ClusterHook
 from nephoran_maintenance.hooks.pod_files import PodFiles
@@ -132,6 +133,7 @@ def test_the_helper_pod_may_do_nothing_but_read_the_claim(files: PodFiles, fake_
         {"name": "claim", "persistentVolumeClaim": {"claimName": "knowledge", "readOnly": True}}
     ]
     assert helper["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "nephoran-maintenance"
+    assert is_own(helper), "no check of the system's pods counts it"
 
 
 def left_over(cluster: ExecutingCluster, operation: str, phase: str) -> None:
