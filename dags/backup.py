@@ -14,8 +14,14 @@ staging bucket; the ServiceAccount of `deploy/rbac/40-backup.yaml`. The bucket o
 **Parameters.** `type`: *full* is everything; *incremental* is what has changed since the newest checked backup, and Weaviate
 building on its own backup before, where the server can (1.37); *auto*, which scheduled runs take, is full on Sundays, when
 there is nothing to build on, and when the chain has `backup.longest_chain` links, else incremental; *config-only* leaves out
-Weaviate and Prometheus and counts nowhere as a backup of the data. `tag` is a word of yours; `keeping` says for how long it
+Weaviate, Prometheus and the knowledge base and counts nowhere as a backup of the data. `tag` is a word of yours; `keeping` says for how long it
 is meant, beyond the 90 days that everything is kept.
+
+`include_sources`, `exclude_sources` and the same for `namespaces` and `resources` make a part of a backup, in the way of
+Velero's flags of these names: *include* takes only what it names, *exclude* all but that, and one of the two may be given for
+each. Resources have their full names (`secrets`, `deployments.apps`); namespaces and resources concern the Kubernetes objects
+only. A part is of the type *full* or *config-only*, its manifest and report say what was chosen, nothing is built on it, it
+counts nowhere as a backup of the system, and retention keeps it for the 90 days and no longer.
 
 **Steps.**
 
@@ -36,11 +42,13 @@ is meant, beyond the 90 days that everything is kept.
 | `kubernetes_objects` | every object of the system's namespaces, all custom resources and definitions, access rules; of an incremental one what was added or changed, and the names of what was deleted | yes |
 | `weaviate` | the files of Weaviate's own backup, all collections | yes |
 | `weaviate_facts` | version, nodes, schema, counts, known items, how much is found by vector | yes |
-| `prometheus` | the last day by range queries, a sample a minute; only in a full one | no |
+| `knowledge_base` | files on the volumes that the profile names, out of a pod that has them or by a helper pod; only in a full one | once the profile names any |
+| `prometheus` | a snapshot, its blocks of the last day, where the profile names the pod; else that day by range queries, a sample a minute; only in a full one | no |
 | `grafana_dashboards` | dashboards of all namespaces | no |
 
 **Duration and blast radius.** A minute for a small system; with much data about as long as Weaviate's own backup and its
-upload take. Weaviate uses up to half of its processors for it. Nothing in the cluster is changed.
+upload take. Weaviate uses up to half of its processors for it. Nothing in the cluster is
+changed, but for what is taken away again: a snapshot in the data of Prometheus, and a helper pod where a volume is read by one.
 
 **Verify.** The report says *backed-up*; the bucket has `manifest.json.asc` and `checked.json.asc` in the backup's folder.
 
@@ -62,12 +70,37 @@ from airflow.sdk import Param, dag
 
 from nephoran_maintenance.groups.backup import CONNECTION, backup_steps
 from nephoran_maintenance.operators.backup import ReportBackupOperator
+from nephoran_maintenance.operators.backup_sources import SOURCES
 from nephoran_maintenance.operators.notification import notify_failure
 from nephoran_maintenance.operators.report import VerifyOutcomeOperator
 from nephoran_maintenance.profile import load_profile
 
 PROFILE = load_profile()
 DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
+ALL_BUT = {
+    "sources": "Sources of the backup",
+    "namespaces": "Namespaces of the Kubernetes objects",
+    "resources": "Resources by their full names, such as secrets or deployments.apps,",
+}
+
+
+def part_of(what: str, names: list[str] | None) -> dict[str, Param]:
+    """Return the two parameters that choose of sources, namespaces or resources; empty lists take everything in."""
+    item = {"type": "string", "enum": names} if names else {"type": "string", "maxLength": 300}
+    ends = {"include": "that alone are taken in; empty: all", "exclude": "that are left out; empty: none"}
+    return {
+        f"{way}_{what}": Param(
+            [],
+            type="array",
+            items=item,
+            **({"examples": names} if names else {}),
+            uniqueItems=True,
+            section="A part of the backup, which counts nowhere as a whole one",
+            title=f"{way.title()} {what}",
+            description=f"{ALL_BUT[what]} {end}.",
+        )
+        for way, end in ends.items()
+    }
 
 
 @dag(
@@ -103,6 +136,9 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
             title="Kept as",
             description="Which of the rules of retention it is meant for once it is older than everything that is kept.",
         ),
+        **part_of("sources", list(SOURCES)),
+        **part_of("namespaces", list(dict.fromkeys((PROFILE.namespaces.system, PROFILE.namespaces.monitoring)))),
+        **part_of("resources", None),
     },
 )
 def backup() -> None:

@@ -326,8 +326,56 @@ class Retention(Part):
     leftovers_days: int = Field(7, ge=2, le=365)
 
 
+class FolderReference(Part):
+    """A folder whose files are backed up: on a claim, or as a container of a workload sees it.
+
+    :param path: below the claim's root, empty for all of it; of a workload absolute, as the container sees it.
+    :param user: who a helper pod reads it as; None: as the container that uses it.
+    :param may_change: files that change while they are read are taken all the same, and the manifest names them.
+    """
+
+    name: Name = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)
+    claim: str | None = None
+    workload: WorkloadReference | None = None
+    container: str | None = None
+    path: str = Field("", max_length=1024)
+    namespace: str | None = None
+    user: int | None = Field(None, ge=0, le=2**31 - 1)
+    may_change: bool = False
+
+    @model_validator(mode="after")
+    def _one_way(self) -> FolderReference:
+        if (self.claim is None) == (self.workload is None):
+            raise ValueError("needs a claim or a workload, and not both")
+        if self.claim is not None and (self.container is not None or self.path.startswith("/")):
+            raise ValueError("of a claim the path begins at its root, without a slash, and there is no container")
+        if self.workload is not None and not self.path.startswith("/"):
+            raise ValueError("of a workload the path is absolute, as its container sees it")
+        if self.workload is not None and self.namespace is not None:
+            raise ValueError("a workload has a namespace of its own: write it there")
+        if ".." in self.path.split("/"):
+            raise ValueError("the path leads out of the folder")
+        return self
+
+
+class PrometheusPod(Part):
+    """Which pod is the Prometheus whose snapshot is taken, and where its data are.
+
+    :param data_path: ``--storage.tsdb.path``, as the container sees it.
+    :param path_prefix: ``--web.route-prefix``, where there is one.
+    :param whole: all blocks, in the place of those of the last day.
+    """
+
+    workload: WorkloadReference
+    container: str | None = None
+    data_path: str = Field(pattern=r"^/")
+    port: int = Field(9090, ge=1, le=65535)
+    path_prefix: str = Field("", pattern=r"^(/[-a-zA-Z0-9_./]*[a-zA-Z0-9])?$")
+    whole: bool = False
+
+
 class Backup(Part):
-    """Where backups go, who can open them, who has signed them, and how long they are kept."""
+    """Where backups go, who can open them, who has signed them, what of volumes is in them, and how long they are kept."""
 
     bucket: str = Field("nephoran-production-backups", min_length=3, max_length=63)
     prefix: str = Field("backups", pattern=r"^[a-zA-Z0-9][-a-zA-Z0-9_./]*[a-zA-Z0-9]$")
@@ -340,6 +388,9 @@ class Backup(Part):
     """What a procedure saves before its first change; ``none`` where another product sees to that."""
     when_stale: Literal["block", "warn"] = "block"
     decryption_pool: str = Field("default_pool", min_length=1, max_length=256)
+    knowledge_base: tuple[FolderReference, ...] = ()
+    reader_image: str | None = None
+    prometheus: PrometheusPod | None = None
     retention: Retention = Retention()
 
     @model_validator(mode="after")
@@ -347,6 +398,9 @@ class Backup(Part):
         for what, keys in (("recipients", self.recipients), ("signers", self.signers)):
             if len({key.name for key in keys}) != len(keys) or len({key.fingerprint for key in keys}) != len(keys):
                 raise ValueError(f"{what}: a name or a fingerprint is listed twice")
+        folders = [folder.name for folder in self.knowledge_base]
+        if len(set(folders)) != len(folders):
+            raise ValueError("knowledge_base: a name is listed twice")
         if self.bucket == self.staging_bucket:
             raise ValueError("staging_bucket must be another bucket: what lies there may be deleted")
         return self

@@ -51,6 +51,19 @@ class TaskInstance:
         return {self.run_id: {task.task_id: self.run.states.get(task.task_id) for task in self.run.dag.tasks}}
 
 
+class TaskStateStore:
+    """What Airflow keeps of a task over its tries, the death of its worker included."""
+
+    def __init__(self, stored: dict[str, Any]) -> None:
+        self._stored = stored
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._stored.get(key, default)
+
+    def set(self, key: str, value: Any) -> None:
+        self._stored[key] = json.loads(json.dumps(value))
+
+
 class DagRunner:
     """One run of a procedure.
 
@@ -77,6 +90,8 @@ class DagRunner:
         self.results: dict[tuple[str, str], Any] = {}
         self.order: list[str] = []
         """Task ids in the order in which they ran."""
+        self.stored: dict[str, dict[str, Any]] = {}
+        """What steps noted for a repetition of theirs, by task id."""
         self.surprises: list[str] = []
         """Errors that are none of this package: a step must never end with one."""
         self.dag_run = SimpleNamespace(
@@ -120,6 +135,7 @@ class DagRunner:
             "dag_run": self.dag_run,
             "run_id": self.run_id,
             "params": dict(self.params),
+            "task_state_store": TaskStateStore(self.stored.setdefault(task.task_id, {})),
         }
 
     # ---------------------------------------------------------------------------------------------------------- a step

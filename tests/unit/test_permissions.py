@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from nephoran_maintenance.domain.capture import CLUSTER_ACCESS, CLUSTER_WIDE
+from nephoran_maintenance.domain.pod_files import READER, reader_permissions
 from nephoran_maintenance.domain.upgrade import permissions_for, recovery_permissions_for
 from nephoran_maintenance.profile import load_profile
 
@@ -150,3 +151,44 @@ def test_a_backup_may_list_the_custom_resources_of_all_namespaces(name: str) -> 
 @pytest.mark.parametrize(("group", "plural"), [(g, p) for g, p, _ in (*CLUSTER_WIDE, *CLUSTER_ACCESS)])
 def test_a_backup_may_list_what_has_no_namespace(group: str, plural: str) -> None:
     assert allows("backup", {"verb": "list", "group": group, "resource": plural})
+
+
+# ------------------------------------------------------------------------------------------------- files out of pods
+
+
+def optional_rules(name: str) -> list[dict[str, Any]]:
+    """Return the rules of an optional manifest, which must be those of the account of backups."""
+    path = PROJECT / "deploy" / "rbac" / "optional" / f"{name}.yaml"
+    role, binding = yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert [subject["name"] for subject in binding["subjects"]] == ["backup"]
+    assert role["metadata"]["namespace"] == binding["metadata"]["namespace"]
+    return list(role["rules"])
+
+
+def grants(rules: list[dict[str, Any]], access: Mapping[str, str]) -> bool:
+    return any(
+        access["resource"] in rule["resources"]
+        and access["verb"] in rule["verbs"]
+        and access.get("name", "") in rule.get("resourceNames", [access.get("name", "")])
+        for rule in rules
+    )
+
+
+@pytest.mark.parametrize("access", reader_permissions(PROFILE.namespaces.system), ids=described)
+def test_the_optional_manifest_gives_what_a_helper_pod_takes(access: dict[str, str]) -> None:
+    assert grants(optional_rules("knowledge-base"), access)
+
+
+@pytest.mark.parametrize(("name", "pod"), [("knowledge-base", READER), ("tsdb-snapshot", "prometheus-0")])
+def test_exec_is_given_for_one_pod_by_name(name: str, pod: str) -> None:
+    rules = optional_rules(name)
+    for rule in rules:
+        assert "*" not in [*rule["resources"], *rule["verbs"]]
+        if rule["resources"] != ["pods"] or rule["verbs"] != ["create"]:
+            assert rule["resourceNames"] == [pod]
+    assert not grants(rules, {"verb": "create", "resource": "pods/exec", "name": "rag-api-0"})
+
+
+def test_by_default_a_backup_can_not_exec() -> None:
+    assert not [rule for _, rule in rules_of("backup") if "pods/exec" in rule["resources"]]

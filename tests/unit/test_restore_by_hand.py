@@ -113,9 +113,36 @@ def test_a_backup_is_fetched_compared_and_opened(how: str, person: Person, bucke
 
 def test_nothing_is_left_behind(person: Person, bucket: BackupBucket) -> None:
     fetched(person, bucket, person.settings["BACKUP"])
-    done = person.type(*COMPARE, *OPEN, *blocks("5. Leave nothing behind"))
+    done = person.type(*COMPARE, *OPEN, *blocks("6. Leave nothing behind"))
     assert done.returncode == 0, done.stderr
     assert not person.work.exists()
+
+
+def test_files_of_volumes_get_back_what_a_plain_file_does_not_have(person: Person, bucket: BackupBucket) -> None:
+    folder = person.work / "plain" / "knowledge-base" / "knowledge-base" / "docs"
+    for name, content in {"files/a b.txt": "one", "files/run.sh": "two"}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    lines = [
+        ("d", "0755", "empty"),
+        ("f", "0640", "a b.txt"),
+        ("f", "0751", "run.sh"),
+        ("l", "0777", "newest", "a b.txt"),
+        ("h", "0640", "sub/second.txt", "a b.txt"),
+    ]
+    (folder / "attributes").mkdir()
+    table = [
+        "\t".join([kind, mode, "1000", "1000", "0", path, *target, *[""] * (1 - len(target))])
+        for kind, mode, path, *target in lines
+    ]
+    (folder / "attributes" / "00001.tsv").write_text("\n".join(table) + "\n")
+    done = person.type(*blocks("5. Put the files back"))
+    assert done.returncode == 0, done.stderr
+    files = folder / "files"
+    assert (files / "empty").is_dir()
+    assert (files / "newest").readlink() == Path("a b.txt")
+    assert (files / "sub" / "second.txt").samefile(files / "a b.txt")
+    assert [oct((files / name).stat().st_mode & 0o777) for name in ("a b.txt", "run.sh")] == ["0o640", "0o751"]
 
 
 def flip(person: Person, bucket: BackupBucket) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
+from nephoran_maintenance.domain.scope import WHAT, Scope
 from nephoran_maintenance.errors import PermanentError
 
 BackupType = Literal["config-only", "incremental", "full"]
@@ -28,8 +29,8 @@ LONGEST_STAGED = timedelta(hours=24)
 """So long the sensor waits for Weaviate's backup."""
 
 
-class BackupRequest(BaseModel):
-    """The parameters of a run.
+class BackupRequest(Scope):
+    """The parameters of a run: what is chosen of the system, and how it is kept.
 
     :param tag: a word of the person who asks, such as ``before-move``.
     :param keeping: for how long it is meant to be kept; see the rules of retention.
@@ -40,6 +41,18 @@ class BackupRequest(BaseModel):
     type: RequestedType = "full"
     tag: str = Field("", max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")
     keeping: KeepingClass = "daily"
+
+    @model_validator(mode="after")
+    def _nothing_is_built_on_a_part(self) -> BackupRequest:
+        if not self.whole and self.type not in ("full", "config-only"):
+            raise ValueError(f"include and exclude need the type full or config-only, not {self.type}")
+        return self
+
+    @property
+    def scope(self) -> Scope:
+        return Scope(
+            **{f"{way}_{what}": getattr(self, f"{way}_{what}") for way in ("include", "exclude") for what in WHAT}
+        )
 
 
 def backup_id(backup_type: BackupType, started_at: datetime, operation_id: str) -> str:

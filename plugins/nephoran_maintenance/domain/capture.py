@@ -186,10 +186,11 @@ CLUSTER_ACCESS: tuple[tuple[str, str, Purpose], ...] = (
 )
 
 
-def listings(discovery: Discovery, namespaces: Sequence[str]) -> list[Listing]:
+def listings(discovery: Discovery, namespaces: Sequence[str], *, elsewhere: bool = True) -> list[Listing]:
     """Return every list that a backup asks for, in the order in which its objects can be applied again.
 
     :param namespaces: the system's.
+    :param elsewhere: whether custom resources of other namespaces are asked for too.
     """
     by_name = {(served.group, served.plural): served for served in discovery.served}
     custom = [served for served in discovery.served if is_nephoran_group(served.group)]
@@ -212,7 +213,11 @@ def listings(discovery: Discovery, namespaces: Sequence[str]) -> list[Listing]:
     return [
         *cluster_wide(CLUSTER_WIDE),
         *(Listing(served, namespace, "object") for namespace in namespaces for served in ordinary),
-        *(Listing(served, None, "custom") for served in custom),
+        *(
+            Listing(served, namespace, "custom")
+            for served in custom
+            for namespace in ((None,) if elsewhere or not served.namespaced else namespaces)
+        ),
         *cluster_wide(CLUSTER_ACCESS),
     ]
 

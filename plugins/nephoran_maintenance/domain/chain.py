@@ -33,6 +33,8 @@ class KnownBackup:
     digest_key_id: str = ""
     cluster_uid: str = ""
     system: str = ""
+    whole: bool = True
+    """False: something was left out by choice, so it counts nowhere as a backup of the system."""
 
     @property
     def parent_id(self) -> str | None:
@@ -70,6 +72,7 @@ def known(
         digest_key_id=manifest.digest_key_id,
         cluster_uid=manifest.cluster.uid,
         system=manifest.system,
+        whole=manifest.whole,
     )
 
 
@@ -92,6 +95,8 @@ def chain_of(backup_id: str, backups: Mapping[str, KnownBackup]) -> tuple[KnownB
             raise _broken(backup_id, f"{wanted} is not older than {child.backup_id}, which was built on it")
         if link.type == "config-only" and child:
             raise _broken(backup_id, f"{wanted} is config-only, nothing can be built on it")
+        if not link.whole and child:
+            raise _broken(backup_id, f"{wanted} leaves something out, nothing can be built on it")
         if child and (link.cluster_uid, link.digest_key_id) != (child.cluster_uid, child.digest_key_id):
             raise _broken(backup_id, f"{wanted} is of another cluster or has digests of another key")
         links.append(link)
@@ -153,7 +158,7 @@ def find_parent(backups: Iterable[KnownBackup], *, cluster_uid: str, digest_key_
     reason = "there is no backup with data"
     newest_first = sorted(known_ones.values(), key=lambda backup: backup.started_at, reverse=True)
     for backup in newest_first:
-        if not backup.holds_data:
+        if not backup.holds_data or not backup.whole:
             continue
         problem = None
         if backup.cluster_uid != cluster_uid:

@@ -70,6 +70,8 @@ def find_newest(
         unread = [link.backup_id for link in links if link.checked_at is None]
         if unread:
             raise PermanentError("chain-broken", f"its link {unread[0]} is not checked")
+        if not links[-1].whole:
+            raise PermanentError("manifest-invalid", "it leaves something out by choice")
         if links[-1].system != system:
             raise PermanentError("manifest-invalid", f"it is of the system {links[-1].system}")
         if cluster_uid is not None and links[-1].cluster_uid != cluster_uid:

@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from nephoran_maintenance.domain.backups import BackupType, KeepingClass, started_at_of
 from nephoran_maintenance.domain.openpgp_keys import Signature
+from nephoran_maintenance.domain.scope import Scope
 from nephoran_maintenance.errors import PermanentError
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -133,6 +134,8 @@ class Manifest(Section):
     digest_key_id: str
     object_lock: str = "not measured"
     parent: Parent | None = None
+    scope: Scope | None = None
+    """What was included and excluded by choice; None: it is whole."""
     tool_version: str
 
     @model_validator(mode="after")
@@ -145,6 +148,8 @@ class Manifest(Section):
             raise ValueError(f"{self.backup_id} is not the id of a {self.type} backup")
         if (self.type == "incremental") != (self.parent is not None):
             raise ValueError("an incremental backup has a parent, and no other has one")
+        if self.parent and not self.whole:
+            raise ValueError("a backup that leaves something out has no parent")
         if self.parent and self.parent.backup_id == self.backup_id:
             raise ValueError("a backup can't be its own parent")
         if (self.encryption == "public-key") != bool(self.recipients):
@@ -160,6 +165,11 @@ class Manifest(Section):
     @property
     def files(self) -> tuple[StoredFile, ...]:
         return tuple(file for source in self.sources if source.archive for file in source.archive.files)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing was left out by choice."""
+        return self.scope is None or self.scope.whole
 
     @property
     def depth(self) -> int:

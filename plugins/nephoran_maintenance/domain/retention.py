@@ -1,7 +1,8 @@
 """How long backups are kept: what may go, what must stay, and why.
 
 Everything stays for some days. Of what is older, so many days, weeks, months and years keep one backup each. Beyond
-that nothing goes that anything kept is built on, that the store has locked, or that is the last proof of its kind.
+that nothing goes that anything kept is built on, that the store has locked, or that is the last proof of its kind. A backup
+that leaves something out by choice takes nobody's place: it stays for those days and no longer.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def _verdicts(backups: Iterable[KnownBackup], at: datetime, rules: Retention) ->
         # The end counts: what took long is not older for it. A clock that is ahead makes it younger, and it stays.
         if backup.ended_at > limit:
             keep(backup, f"younger than {rules.days} days")
-        else:
+        elif backup.whole:
             old.append(backup)
         if _is_locked(backup, at):
             keep(backup, f"locked until {backup.locked_until:%Y-%m-%d}")
@@ -107,7 +108,7 @@ def _verdicts(backups: Iterable[KnownBackup], at: datetime, rules: Retention) ->
     by_id = {backup.backup_id: backup for backup in newest_first}
 
     def is_whole(backup: KnownBackup) -> bool:
-        return _links(backup, by_id)[-1].parent_id is None
+        return backup.whole and _links(backup, by_id)[-1].parent_id is None
 
     # Of two proofs also the one that can still be used.
     keep(_newest(newest_first, lambda b: b.verified_at is not None), "the last verified one")
@@ -162,7 +163,7 @@ def _is_locked(backup: KnownBackup, at: datetime) -> bool:
 
 
 def _is_good(backup: KnownBackup) -> bool:
-    return backup.holds_data and backup.checked_at is not None
+    return backup.holds_data and backup.whole and backup.checked_at is not None
 
 
 def _newest(newest_first: Iterable[KnownBackup], is_meant: Callable[[KnownBackup], bool]) -> KnownBackup | None:

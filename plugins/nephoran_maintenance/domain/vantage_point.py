@@ -21,9 +21,8 @@ _STATUS = re.compile(r"^[ \t]*([1-5]\d\d)[ \t]*$", re.MULTILINE)
 
 
 def is_own(pod: JsonObject) -> bool:
-    """Return whether a pod is one that asks a question, and so no part of the system."""
-    labels = pod["metadata"].get("labels") or {}
-    return bool(labels.get(RECORD_LABEL) == LABELS[RECORD_LABEL])
+    """Return whether a pod is one of ours, that asks a question or reads a claim, and so no part of the system."""
+    return RECORD_LABEL in (pod["metadata"].get("labels") or {})
 
 
 def question_job(

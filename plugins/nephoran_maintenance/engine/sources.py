@@ -20,6 +20,7 @@ from nephoran_maintenance.domain.capture import (
 )
 from nephoran_maintenance.domain.configuration import WITH_PODS, missing_references, pod_spec_of, references_of
 from nephoran_maintenance.domain.members import Member
+from nephoran_maintenance.domain.scope import Scope
 from nephoran_maintenance.errors import MaintenanceError, TransientError
 from nephoran_maintenance.hooks.cluster import ClusterHook
 from nephoran_maintenance.hooks.object_listing import ObjectLister, forbidden_error
@@ -81,6 +82,7 @@ class KubernetesObjects(Source):
     :param own_namespace: that of journals, leases and switches, of which nothing is kept.
     :param parent: digests of the backup before, by path: only what differs is given. None: everything.
     :param digest: the digest of a content, of the same kind as those of the parent.
+    :param scope: which namespaces and resources are taken in.
     """
 
     name = "kubernetes-objects"
@@ -94,9 +96,12 @@ class KubernetesObjects(Source):
         parent: Mapping[str, str] | None = None,
         digest: Callable[[bytes], str] = digest_of,
         lister: ObjectLister | None = None,
+        scope: Scope | None = None,
     ) -> None:
         super().__init__()
         self.lister = lister or ObjectLister(cluster)
+        self.scope = scope or Scope()
+        namespaces = self.scope.chosen("namespaces", namespaces)
         self.selection = Selection(namespaces, own_namespace, parent=parent or {}, digest=digest)
         self.incremental = parent is not None
         self._needs: dict[str, set[tuple[str, str]]] = {}
@@ -125,7 +130,11 @@ class KubernetesObjects(Source):
                 context={"connection": lister.cluster.connection_id},
                 hint="Look at kubectl get apiservices: repair the one that is not available, or remove it.",
             )
-        wanted = listings(discovery, selection.namespaces)
+        wanted = [
+            listing
+            for listing in listings(discovery, selection.namespaces, elsewhere=not self.scope.limits("namespaces"))
+            if self.scope.chosen("resources", [listing.served.label])
+        ]
         for page in lister.pages(wanted):
             if page.first:
                 selection.begin(page.listing, again=page.again)

@@ -52,6 +52,7 @@ from nephoran_maintenance.hooks.kubernetes_rest import (
 from nephoran_maintenance.settings import FIELD_MANAGER
 
 if TYPE_CHECKING:
+    from nephoran_maintenance.hooks.pod_exec import ExecStream
     from nephoran_maintenance.profile import Component
 
 PatchType = Literal["json", "merge", "strategic"]
@@ -665,6 +666,24 @@ class ClusterHook:
         self.get("Pod", pod, namespace)
         with PortForwarder(self._new_api_client, namespace, pod, port) as forwarder:
             yield f"http://127.0.0.1:{forwarder.local_port}"
+
+    def exec_stream(self, namespace: str, pod: str, container: str, command: Sequence[str]) -> ExecStream:
+        """Return a command in a container, which starts when the stream is entered; see :class:`~.pod_exec.ExecStream`.
+
+        :param command: program and arguments; no shell is between.
+        """
+        from nephoran_maintenance.hooks.pod_exec import ExecStream
+
+        return ExecStream(
+            self.api_client,
+            namespace,
+            pod,
+            container,
+            command,
+            connection_id=self.connection_id,
+            server=self.server,
+            secrets=self.settings.secrets,
+        )
 
 
 class KubeconfigClusterHook(ClusterHook):

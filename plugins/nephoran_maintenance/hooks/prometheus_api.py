@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SERVICE = "Prometheus"
 QUERY_PATH = "/api/v1/query"
 RANGE_PATH = "/api/v1/query_range"
+SNAPSHOT_PATH = "/api/v1/admin/tsdb/snapshot"
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,33 @@ class PrometheusHook:
 
     :param connection_id: an Airflow connection of type ``http``; login and password are sent as basic authentication,
         a password without a login as a bearer token.
+    :param base_url: another address than the connection's, such as that of a forwarded port of one pod.
     """
 
-    def __init__(self, connection_id: str = "prometheus_default", *, timeout: timedelta = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        connection_id: str = "prometheus_default",
+        *,
+        base_url: str | None = None,
+        timeout: timedelta = DEFAULT_TIMEOUT,
+    ) -> None:
         self.connection_id = connection_id
+        self.base_url = base_url
         self.timeout = timeout
 
     @cached_property
     def _access(self) -> Access:
-        return access_of(read_connection(self.connection_id))
+        access = access_of(read_connection(self.connection_id))
+        return access if self.base_url is None else replace(access, base_url=self.base_url)
 
     def _get(self, path: str, query: Mapping[str, str] | None = None) -> Any:
         return data_of(self._ask(path, query), path, query or {}, self._access, self.connection_id)
 
-    def _ask(self, path: str, query: Mapping[str, str] | None = None) -> HttpAnswer:
+    def _ask(self, path: str, query: Mapping[str, str] | None = None, method: str = "GET") -> HttpAnswer:
         access = self._access
         return send(
             SERVICE,
-            "GET",
+            method,
             access.base_url + path,
             connection_id=self.connection_id,
             headers=access.headers,
@@ -116,6 +126,27 @@ class PrometheusHook:
     def metric_names(self, start: datetime, end: datetime) -> list[str]:
         """Return the names of all metrics that have samples between two moments."""
         return [str(name) for name in self._get("/api/v1/label/__name__/values", _range(start, end))]
+
+    def snapshot(self) -> str:
+        """Have Prometheus write a snapshot of all its data beside them, and return its name.
+
+        It holds what is in memory too, and takes no space until the blocks that it shares are gone. Nobody but the caller
+        deletes it again.
+
+        :raises PermanentError: ``prometheus-admin-off`` when the admin API is switched off, or kept from us.
+        """
+        query = {"skip_head": "false"}
+        answer = self._ask(SNAPSHOT_PATH, query, "POST")
+        off = answer.status == 503 and b"admin APIs disabled" in answer.body
+        if off or answer.status in (403, 404, 405):
+            why = "it runs without --web.enable-admin-api" if off else f"it answered {answer.status}"
+            raise PermanentError(
+                "prometheus-admin-off",
+                f"Prometheus takes no snapshots: {why}",
+                context={"connection": self.connection_id, "status": answer.status},
+                hint="Start it with --web.enable-admin-api, and keep others from that path.",
+            )
+        return str(data_of(answer, SNAPSHOT_PATH, query, self._access, self.connection_id)["name"])
 
     def targets(self) -> list[dict[str, Any]]:
         """Return the active scrape targets with their health and last error."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowSkipException
 
-from nephoran_maintenance.domain.backups import BackupType, RequestedType, backup_id, left_in_staging
+from nephoran_maintenance.domain.backups import BackupRequest, BackupType, RequestedType, backup_id, left_in_staging
+from nephoran_maintenance.domain.capture import listings
 from nephoran_maintenance.domain.chain import Choice, chain_of, choose
 from nephoran_maintenance.domain.findings import Finding, Severity
 from nephoran_maintenance.domain.manifest import (
@@ -24,6 +26,7 @@ from nephoran_maintenance.domain.manifest import (
 )
 from nephoran_maintenance.domain.openpgp_keys import expiring
 from nephoran_maintenance.domain.report import NOT_MEASURED, Overall, conclusion
+from nephoran_maintenance.domain.scope import Scope, check_names, check_scope
 from nephoran_maintenance.domain.step_ids import (
     CHECK_REQUEST,
     RECORD_MANIFEST,
@@ -59,6 +62,9 @@ if TYPE_CHECKING:
     from nephoran_maintenance.profile import SystemProfile
 
 
+WEAVIATE = "weaviate"
+
+
 class CheckBackupOperator(BackupStep):
     """Check parameters, keys, the store and the cluster before anything is read.
 
@@ -74,7 +80,9 @@ class CheckBackupOperator(BackupStep):
             return finish_step(context, {"not_made": reason}, [self.sibling(step) for step in ALL_AFTER_CHECK])
         found = self.looked(context)
         self.log.info("A backup of the type %s: %s", found["type"], found["reason"])
-        return finish_step(context, found, [self.sibling(step) for step in unneeded_steps(found["type"])])
+        return finish_step(
+            context, found, [self.sibling(s) for s in unneeded_steps(found["type"], self.request(context).scope)]
+        )
 
     def why_not(self, context: Context) -> str:
         """Return why there is no backup before this change; empty when there is one to be made."""
@@ -88,12 +96,14 @@ class CheckBackupOperator(BackupStep):
     def looked(self, context: Context) -> dict[str, Any]:
         """Return what is found out about cluster, keys and store, and what is decided from it."""
         profile, cluster, request = self.profile, self.cluster(), self.request(context)
+        self.check_scope(request)
         with_data = request.type in (*WITH_DATA, "auto")
+        with_weaviate = with_data and bool(request.scope.chosen("sources", [WEAVIATE]))
         about = Cluster(
             name=profile.metadata.name,
             uid=str(cluster.get("Namespace", "kube-system")["metadata"]["uid"]),
             kubernetes_version=cluster.server_version(),
-            weaviate_version=self.weaviate().version() if with_data else None,
+            weaviate_version=self.weaviate().version() if with_weaviate else None,
         )
         with self.session() as session:
             choice, chain = self.choice(context, session, request.type, about.uid)
@@ -121,12 +131,33 @@ class CheckBackupOperator(BackupStep):
                 "object_lock": session.backups.store.object_lock(),
                 "digest_key_id": session.digest_key_id,
             }
-        if with_data:
+        if with_weaviate:
             self.staging().usage(f"{identifier}/")
+        if "knowledge-base" in sources_of(choice.type, request.scope):
+            files = self.pod_files(context)
+            for folder in profile.backup.knowledge_base:
+                files.check(files.find(folder, profile.namespaces.system))
         for name, end in ending.items():
             self.log.warning("The key of %s ends at %s: renew it, or nothing can be backed up after that", name, end)
         self.log.info("%s goes to %s", identifier, session.backups.store.url(session.backups.folder(identifier)))
         return found
+
+    def check_scope(self, request: BackupRequest) -> None:
+        """Refuse what is included or excluded and does not exist, or that leaves nothing.
+
+        :raises PermanentError: ``scope-unknown`` or ``parameters-invalid``.
+        """
+        scope = request.scope
+        if request.type == "incremental" or request.type == "auto" or scope.whole:
+            return
+        namespaces = self.profile.namespaces
+        own = list(dict.fromkeys((namespaces.system, namespaces.monitoring)))
+        check_scope(scope, sources=sources_of(request.type), namespaces=own)
+        if scope.limits("resources"):
+            from nephoran_maintenance.hooks.object_listing import ObjectLister
+
+            there = listings(ObjectLister(self.cluster()).discover(), own)
+            check_names(scope, "resources", {listing.served.label for listing in there})
 
     def choice(
         self, context: Context, session: Session, requested: RequestedType, cluster_uid: str
@@ -169,11 +200,11 @@ ALL_AFTER_CHECK = (
 )
 
 
-def unneeded_steps(backup_type: BackupType) -> list[str]:
-    """Return the steps that a type of backup does not have."""
-    there = sources_of(backup_type)
+def unneeded_steps(backup_type: BackupType, scope: Scope) -> list[str]:
+    """Return the steps that a backup of this type and scope does not have."""
+    there = sources_of(backup_type, scope)
     steps = [capture_step_id(name) for name in SOURCES if name not in there]
-    return steps if backup_type in WITH_DATA else [*steps, WAIT_WEAVIATE_BACKUP, RELEASE_STAGING]
+    return steps if WEAVIATE in there else [*steps, WAIT_WEAVIATE_BACKUP, RELEASE_STAGING]
 
 
 class WaitWeaviateBackupOperator(WeaviateBackupSensor):
@@ -214,6 +245,7 @@ class CaptureSourceOperator(BackupStep):
         from nephoran_maintenance.hooks.archive import ArchiveWriter
 
         kind = SOURCES[self.source]
+        required = kind.is_required(self.profile)
         started_at = datetime.now(UTC)
         found: dict[str, Any] = {"state": "captured"}
         with self.session() as session:
@@ -227,17 +259,19 @@ class CaptureSourceOperator(BackupStep):
             )
             folder = session.backups.folder(self.backup_id(context))
             try:
-                found["archive"] = writer.write(folder, self.source, present(source))
+                # Closed at once, whatever happens: a source may hold something in the cluster.
+                with closing(present(source)) as members:
+                    found["archive"] = writer.write(folder, self.source, members)
             except AbsentError as absent:
                 found = {"state": "absent", "reason": absent.reason}
             except MaintenanceError as error:
                 again = not isinstance(error, PermanentError) and context["ti"].try_number <= (self.retries or 0)
-                if kind.required or again:
+                if required or again:
                     raise
                 found = {"state": "failed", "reason": str(error)}
         captured = Source(
             name=self.source,
-            required=kind.required,
+            required=required,
             started_at=started_at,
             ended_at=datetime.now(UTC),
             facts=source.outcome.facts,
@@ -255,7 +289,7 @@ class AbsentError(Exception):
         self.reason = reason
 
 
-def present(source: MemberSource) -> Iterator[Member]:
+def present(source: MemberSource) -> Generator[Member, None, None]:
     """Yield the members of a source.
 
     :raises AbsentError: instead of an archive of nothing.
@@ -313,8 +347,9 @@ class RecordManifestOperator(BackupStep):
     def act(self, context: Context) -> dict[str, Any]:
         checked, identifier = self.checked(context), self.backup_id(context)
         sources = captured_sources(self, context)
-        check_complete([*sources, *self.missing(sources, self.backup_type(context))], identifier)
         request, profile = self.request(context), self.profile
+        expected = sources_of(self.backup_type(context), request.scope)
+        check_complete([*sources, *self.missing(sources, expected)], identifier)
         manifest = Manifest(
             backup_id=identifier,
             type=self.backup_type(context),
@@ -332,6 +367,7 @@ class RecordManifestOperator(BackupStep):
             digest_key_id=checked["digest_key_id"],
             object_lock=checked["object_lock"],
             parent=Parent.model_validate(checked["parent"]) if checked["parent"] else None,
+            scope=None if request.whole else request.scope,
             tool_version=VERSION,
         )
         with self.session() as session:
@@ -349,16 +385,15 @@ class RecordManifestOperator(BackupStep):
             "url": url,
         }
 
-    @staticmethod
-    def missing(sources: tuple[Source, ...], backup_type: BackupType) -> list[Source]:
+    def missing(self, sources: tuple[Source, ...], expected: list[str]) -> list[Source]:
         """Return sources that must be there and left no result at all."""
         names, now = {source.name for source in sources}, datetime.now(UTC)
         return [
             Source(
                 name=name, required=True, state="failed", reason="its step left no result", started_at=now, ended_at=now
             )
-            for name in sources_of(backup_type)
-            if SOURCES[name].required and name not in names
+            for name in expected
+            if SOURCES[name].is_required(self.profile) and name not in names
         ]
 
     @staticmethod
@@ -411,6 +446,7 @@ class ReportBackupOperator(ReportOperator, BackupStep):
         how: Overall = "not-backed-up" if failed or note is None else "backed-up"
         checked = pull(context, CHECK_REQUEST) or {}
         findings = [self.about(found) for found in captured_sources(self, context)]
+        findings += self.about_scope(context) if checked else []
         findings += [
             Finding(
                 "recipients",
@@ -432,11 +468,22 @@ class ReportBackupOperator(ReportOperator, BackupStep):
             )
         return {**report, **conclusion(how, findings)}
 
+    def about_scope(self, context: Context) -> list[Finding]:
+        """Return that the backup is a part, where it is one."""
+        scope = self.request(context).scope
+        if scope.whole:
+            return []
+        hint = "Nothing is built on it, and it satisfies no check of freshness: make a whole one too."
+        return [Finding("scope", "warn", self.backup_id(context), str(scope), "everything", hint)]
+
     @staticmethod
     def about(source: Source) -> Finding:
         archive = source.archive
         if archive:
             observed = f"{archive.members} files, {archive.member_bytes} bytes, {archive.size_bytes} bytes stored"
+            if kind := source.facts.get("kind"):
+                why = source.facts.get("reason")
+                observed += f", {kind}{f' because {why}' if why else ''}"
             return Finding("sources", "pass", source.name, observed, "captured")
         severity: Severity = "block" if source.required else "warn"
         return Finding(

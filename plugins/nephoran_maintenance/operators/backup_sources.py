@@ -15,8 +15,10 @@ from nephoran_maintenance.operators.base import pull
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from nephoran_maintenance.domain.scope import Scope
     from nephoran_maintenance.engine.sources import Source as MemberSource
     from nephoran_maintenance.operators.backup_step import BackupStep, Session
+    from nephoran_maintenance.profile import SystemProfile
 
 EVERY_TYPE: tuple[BackupType, ...] = ("config-only", "incremental", "full")
 WITH_DATA: tuple[BackupType, ...] = ("incremental", "full")
@@ -37,11 +39,14 @@ MakeSource = Callable[[Capturing], "MemberSource"]
 
 @dataclass(frozen=True)
 class SourceKind:
-    """:param required: whether a backup must have it. :param types: which backups have it at all."""
+    """:param required: whether a backup of a profile must have it. :param types: which backups have it at all."""
 
     make: MakeSource
-    required: bool
+    required: bool | Callable[[SystemProfile], bool]
     types: tuple[BackupType, ...] = EVERY_TYPE
+
+    def is_required(self, profile: SystemProfile) -> bool:
+        return self.required if isinstance(self.required, bool) else self.required(profile)
 
 
 def kubernetes_objects(of: Capturing) -> MemberSource:
@@ -57,6 +62,7 @@ def kubernetes_objects(of: Capturing) -> MemberSource:
         own_namespace=namespaces.maintenance,
         parent=before if chain else None,
         digest=of.session.digest,
+        scope=of.step.request(of.context).scope,
     )
 
 
@@ -90,23 +96,43 @@ def weaviate_files(of: Capturing) -> MemberSource:
 
 
 def prometheus_metrics(of: Capturing) -> MemberSource:
-    """Return the metrics of the last day."""
-    from nephoran_maintenance.engine.monitoring_sources import PrometheusExport
+    """Return the metrics of the last day: a snapshot where there is a way to one, else an export."""
+    from nephoran_maintenance.engine.monitoring_sources import PrometheusExport, PrometheusMetrics
     from nephoran_maintenance.hooks.prometheus_api import PrometheusHook
 
-    prometheus = PrometheusHook(of.step.profile.connections.prometheus)
-    return PrometheusExport(prometheus, end=of.context["dag_run"].run_after)
+    profile = of.step.profile
+    connection_id = profile.connections.prometheus
+    return PrometheusMetrics(
+        PrometheusExport(PrometheusHook(connection_id), end=of.context["dag_run"].run_after),
+        of.step.pod_files(of.context),
+        profile.backup.prometheus,
+        of.context["task_state_store"],
+        connection_id=connection_id,
+        namespace=profile.namespaces.monitoring,
+    )
+
+
+def knowledge_base(of: Capturing) -> MemberSource:
+    """Return the files on volumes that the profile names."""
+    from nephoran_maintenance.engine.file_sources import KnowledgeBase
+
+    profile = of.step.profile
+    return KnowledgeBase(of.step.pod_files(of.context), profile.backup.knowledge_base, profile.namespaces.system)
 
 
 SOURCES: dict[str, SourceKind] = {
     "kubernetes-objects": SourceKind(kubernetes_objects, required=True),
     "grafana-dashboards": SourceKind(grafana_dashboards, required=False),
     "prometheus": SourceKind(prometheus_metrics, required=False, types=("full",)),
+    "knowledge-base": SourceKind(
+        knowledge_base, required=lambda profile: bool(profile.backup.knowledge_base), types=("full",)
+    ),
     "weaviate-facts": SourceKind(weaviate_facts, required=True, types=WITH_DATA),
     "weaviate": SourceKind(weaviate_files, required=True, types=WITH_DATA),
 }
 
 
-def sources_of(backup_type: BackupType) -> list[str]:
-    """Return the names of a backup's sources."""
-    return [name for name, kind in SOURCES.items() if backup_type in kind.types]
+def sources_of(backup_type: BackupType, scope: Scope | None = None) -> list[str]:
+    """Return the names of a backup's sources; None: those of a whole one."""
+    names = [name for name, kind in SOURCES.items() if backup_type in kind.types]
+    return names if scope is None else scope.chosen("sources", names)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from nephoran_maintenance.hooks.backup_store import BackupStore
     from nephoran_maintenance.hooks.openpgp import OpenPgpHook, Passphrase, SigningKey
+    from nephoran_maintenance.hooks.pod_files import PodFiles
     from nephoran_maintenance.hooks.staging import StagingBucket
     from nephoran_maintenance.hooks.weaviate_api import WeaviateHook
     from nephoran_maintenance.profile import PublicKey
@@ -96,6 +97,12 @@ class BackupStep(StepOperator):
 
         profile = self.profile
         return StagingBucket(profile.connections.object_store_staging, bucket=profile.backup.staging_bucket)
+
+    def pod_files(self, context: Context) -> PodFiles:
+        """Return what reads files out of pods; the id of the operation marks a helper pod of this run."""
+        from nephoran_maintenance.hooks.pod_files import PodFiles
+
+        return PodFiles(self.cluster(), operation_of(context), image=self.profile.backup.reader_image)
 
     @contextmanager
     def session(self) -> Iterator[Session]:

@@ -174,3 +174,12 @@ def test_anything_else_is_no_id(text: str) -> None:
     with pytest.raises(PermanentError) as error:
         folder_of("backups", text)
     assert error.value.reference == "backup-id-invalid"
+
+
+def test_nothing_is_built_on_a_part() -> None:
+    whole, part = link(MONDAY - 2 * DAY), replace(link(MONDAY - DAY), whole=False)
+    found = chosen("incremental", [whole, part])
+    assert found.parent is not None
+    assert found.parent.backup_id == whole.backup_id
+    with pytest.raises(PermanentError, match="leaves something out"):
+        chain_of("x", {**by_id(part), "x": replace(link(MONDAY, part), backup_id="x")})

@@ -196,3 +196,10 @@ def test_suspended_cron_jobs_that_make_backups_are_told() -> None:
         ("warn", "CronJob/weaviate-backup"),
         ("warn", "CronJob/nightly"),
     ]
+
+
+def test_a_part_does_not_count() -> None:
+    whole, part = made(30), made(3, whole=False)
+    found = Bucket(whole, part).newest()
+    assert found.checked == whole
+    assert found.passed_by == (f"{part.backup_id}: it leaves something out by choice",)

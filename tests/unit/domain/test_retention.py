@@ -300,3 +300,15 @@ def test_each_cluster_keeps_its_own_last_ones() -> None:
     ours = [backup(NOW - number * DAY) for number in range(1, 100)]
     assert {"the last checked one with data", "the newest"} <= set(reasons(plan(lost, *ours), lost))
     assert "the newest" not in reasons(plan(replace(lost, cluster_uid=""), *ours), lost)
+
+
+def test_a_part_takes_nobodys_place_and_proves_nothing() -> None:
+    at = FIRST + 400 * DAY
+    whole = [backup(FIRST + day * DAY) for day in range(0, 300, 10)]
+    parts = [replace(backup(one.started_at + timedelta(hours=5)), whole=False) for one in whole]
+    without = {v.backup.backup_id for v in plan_retention(whole, at, RULES).verdicts if v.keep}
+    kept = {v.backup.backup_id for v in plan_retention([*whole, *parts], at, RULES).verdicts if v.keep}
+    # The newest of all stays whatever it is.
+    assert kept == {*without, parts[-1].backup_id}
+    young = replace(backup(at - 5 * DAY), whole=False)
+    assert all(verdict.keep for verdict in plan_retention([young], at, RULES).verdicts)

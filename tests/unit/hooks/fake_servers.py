@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.client import responses
+from io import BufferedIOBase
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -23,6 +24,8 @@ class Received:
     headers: dict[str, str]
     body: bytes
     client: tuple[str, int]
+    query_text: str = ""
+    """As it was sent: a key may come more than once."""
 
     @property
     def json(self) -> Any:
@@ -36,6 +39,8 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     before: Callable[[], None] | None = None
     hang_up: bool = False
+    stream: Callable[[BufferedIOBase], None] | None = None
+    """Goes on writing after the head, and then the connection ends."""
 
     def encoded(self) -> bytes:
         if self.body is None:
@@ -69,6 +74,9 @@ class Server:
                     if reply.hang_up and reply.body is None:
                         return
                     self.send(reply, with_body=request.method != "HEAD")
+                    if reply.stream:
+                        reply.stream(self.wfile)
+                        return
                     if reply.hang_up or request.headers.get("connection") == "close":
                         return
 
@@ -94,6 +102,7 @@ class Server:
                     headers,
                     body,
                     self.client_address,
+                    parts.query,
                 )
 
             def send(self, reply: Reply, *, with_body: bool) -> None:

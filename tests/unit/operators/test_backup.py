@@ -26,9 +26,10 @@ from nephoran_maintenance.operators.backup_sources import SOURCES, SourceKind
 from nephoran_maintenance.operators.backup_step import BackupStep, Session
 from nephoran_maintenance.settings import PROJECT_ROOT
 from tests.unit.dag_runner import DagRunner
+from tests.unit.fake_exec import ExecutingCluster, Spoiled
 from tests.unit.fake_weaviate import BackedUpWeaviate
 from tests.unit.hooks.fake_s3 import FakeS3, connection_to
-from tests.unit.hooks.fake_servers import FakeCluster, Received, Reply, connection_json, kube_config, serving
+from tests.unit.hooks.fake_servers import Received, Reply, connection_json, kube_config, serving
 from tests.unit.openpgp_keys import PASSPHRASE, KeyMaker, plain
 
 SYSTEM = "nephoran-system"
@@ -41,7 +42,7 @@ CONFIGURATION = ["grafana-dashboards", "kubernetes-objects"]
 class Site:
     """A system, its bucket, its keys, and the procedure."""
 
-    cluster: FakeCluster
+    cluster: ExecutingCluster
     s3: FakeS3
     keys: KeyMaker
     profile_path: Path
@@ -92,7 +93,7 @@ def served(plural: str, kind: str, scope: str = "Namespaced") -> dict[str, Any]:
 
 @pytest.fixture
 def site(dags: dict[str, Any], keys: KeyMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    cluster, s3 = FakeCluster(), FakeS3(BUCKET)
+    cluster, s3 = ExecutingCluster(), FakeS3(BUCKET)
     core = [
         served("configmaps", "ConfigMap"),
         served("secrets", "Secret"),
@@ -223,7 +224,8 @@ def test_a_full_backup_has_everything_and_leaves_only_descriptors_in_staging(sit
     run = site.backup(type="full")
     assert run.failed() == []
     assert [source["name"] for source in site.manifest()["sources"] if source["state"] != "captured"] == [
-        "grafana-dashboards"
+        "grafana-dashboards",
+        "knowledge-base",
     ]
     assert set(run.states.values()) == {"success"}
     manifest = site.manifest()
@@ -349,6 +351,7 @@ def test_a_config_only_backup_asks_neither_weaviate_nor_staging(site: Site) -> N
     assert site.weaviate.asked == []
     skipped = {step for step, state in run.states.items() if state == "skipped"}
     assert skipped == {
+        "capture_knowledge_base",
         "capture_prometheus",
         "capture_weaviate_facts",
         "wait_weaviate_backup",
@@ -540,3 +543,94 @@ def test_a_small_site_encrypts_with_a_passphrase(site: Site, monkeypatch: pytest
     assert not [data for data in site.s3.objects.values() if secret.encode() in data]
     monkeypatch.setenv("AIRFLOW_CONN_OPENPGP_PASSPHRASE", connection_json(conn_type="generic", password=""))
     assert "[openpgp-no-recipients]" in site.backup().error("check_request")
+
+
+# ------------------------------------------------------------------------------------------------- the knowledge base
+
+
+def with_knowledge_base(site: Site, folder: Path) -> None:
+    (folder / "docs").mkdir(parents=True)
+    (folder / "docs" / "a.txt").write_bytes(CANARY.encode())
+    site.cluster.add_claim(SYSTEM, "knowledge", folder)
+    site.cluster.add_pod(SYSTEM, "rag-api-0", "knowledge", "/data")
+    site.cluster.inside["rag-api-0", "app"].programs = ()
+    site.cluster.allowed |= {("create", "pods"), ("get", "pods"), ("delete", "pods")}
+    site.cluster.allowed |= {("get", "pods/exec"), ("create", "pods/exec")}
+    wanted = {"knowledge_base": [{"name": "docs", "claim": "knowledge", "path": "docs"}], "reader_image": "busybox"}
+    site.edit_profile(lambda data: data["backup"].update(wanted))
+
+
+def test_the_knowledge_base_is_in_a_full_backup_once_it_is_configured(site: Site, tmp_path: Path) -> None:
+    with_knowledge_base(site, tmp_path / "volume")
+    run = site.backup(type="full")
+    assert run.failed() == []
+    (source,) = [found for found in site.manifest()["sources"] if found["name"] == "knowledge-base"]
+    assert (source["required"], source["state"]) == (True, "captured")
+    assert source["facts"]["folders"]["docs"]["way"] == "helper pod"
+    assert site.opened("knowledge-base")["knowledge-base/docs/files/a.txt"] == CANARY.encode()
+    assert site.cluster.helpers() == []
+
+
+def test_a_configured_knowledge_base_that_can_not_be_read_is_no_backup(site: Site, tmp_path: Path) -> None:
+    with_knowledge_base(site, tmp_path / "volume")
+    site.cluster.helper_programs = ("tar",)
+    site.cluster.spoiled = Spoiled(cut_after_bytes=600)
+    run = site.backup(type="full")
+    assert "[pod-stream-ended]" in run.error("capture_knowledge_base")
+    assert run.order.count("capture_knowledge_base") == 3
+    assert run.states["record_manifest"] == "upstream_failed"
+    assert not [name for name in site.names() if name.startswith("knowledge-base")]
+    assert site.cluster.helpers() == []
+
+
+def test_a_knowledge_base_without_a_way_to_it_is_refused_before_anything_is_written(site: Site, tmp_path: Path) -> None:
+    with_knowledge_base(site, tmp_path / "volume")
+    site.cluster.allowed.clear()
+    run = site.backup(type="full")
+    assert "takes create pods" in run.error("check_request")
+    assert site.s3.objects == {}
+
+
+# ------------------------------------------------------------------------------------------------------ a part of one
+
+
+def test_a_part_says_so_and_is_nothing_to_build_on(site: Site) -> None:
+    run = site.backup(type="full", exclude_sources=["weaviate", "weaviate-facts", "prometheus"])
+    assert run.failed() == []
+    manifest = site.manifest()
+    assert {source["name"] for source in manifest["sources"]} == {*CONFIGURATION, "knowledge-base"}
+    assert manifest["scope"]["exclude_sources"] == ["weaviate", "weaviate-facts", "prometheus"]
+    assert run.states["wait_weaviate_backup"] == run.states["release_staging"] == "skipped"
+    assert site.weaviate.asked == []
+    assert "exclude_sources: weaviate" in str(run.report["findings"])
+    again = site.backup(type="incremental", run_id="second")
+    assert "[no-parent]" in again.error("check_request")
+
+
+def test_a_whole_backup_says_nothing_of_a_scope(site: Site) -> None:
+    site.backup()
+    assert site.manifest()["scope"] is None
+
+
+def test_resources_and_namespaces_are_chosen_by_name(site: Site) -> None:
+    run = site.backup(exclude_resources=["secrets"], include_namespaces=[SYSTEM])
+    assert objects_in(site, run) == {"settings.json", f"{SYSTEM}.json"}
+    kept = site.opened("kubernetes-objects")
+    assert not [path for path, data in kept.items() if CANARY.encode() in data]
+
+
+@pytest.mark.parametrize(
+    ("given", "reference"),
+    [
+        pytest.param({"exclude_resources": ["secret"]}, "scope-unknown", id="unknown resource"),
+        pytest.param({"include_sources": ["weaviate"]}, "scope-unknown", id="a source that the type does not have"),
+        pytest.param({"exclude_sources": CONFIGURATION}, "parameters-invalid", id="nothing left"),
+        pytest.param({"type": "auto", "exclude_resources": ["secrets"]}, "parameters-invalid", id="part of a chain"),
+    ],
+)
+def test_a_part_that_can_not_be_meant_is_refused_before_anything_is_written(
+    given: dict[str, Any], reference: str, site: Site
+) -> None:
+    run = site.backup(**given)
+    assert f"[{reference}]" in run.error("check_request")
+    assert site.s3.objects == {}
