@@ -31,7 +31,7 @@ from nephoran_maintenance.domain.manifest import (
     open_note,
     sha256_of,
 )
-from nephoran_maintenance.domain.openpgp_keys import PinnedKey, Signature
+from nephoran_maintenance.domain.openpgp_keys import PinnedKey, Signature, check_signer
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.hooks.archive import read_inventory
 from nephoran_maintenance.hooks.object_store import ObjectStoreHook
@@ -68,12 +68,7 @@ class BackupStore:
 
     def check_signer(self, key: SigningKey) -> None:
         """:raises PermanentError: ``openpgp-signer-not-pinned``: nobody would accept what it signs."""
-        if key.fingerprint not in {pin.fingerprint for pin in self._signers}:
-            raise PermanentError(
-                "openpgp-signer-not-pinned",
-                f"the signing key {key.fingerprint} is not among backup.signers of the profile",
-                hint="Add its public key to backup.signers, so that its backups are accepted.",
-            )
+        check_signer(key.fingerprint, self._signers)
 
     def write_manifest(self, manifest: Manifest, key: SigningKey) -> str:
         """Store a manifest and then its signature, with which the backup begins to exist; return its SHA-256.

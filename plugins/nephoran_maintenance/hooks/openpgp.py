@@ -57,6 +57,22 @@ class Passphrase:
         return "Passphrase(***)"
 
 
+def read_passphrase(connection_id: str) -> Passphrase:
+    """Return the passphrase of a connection, its password.
+
+    :raises PermanentError: ``connection-missing``, or ``openpgp-no-recipients`` when it is empty.
+    """
+    secret = str(read_connection(connection_id).password or "")
+    if not secret:
+        raise PermanentError(
+            "openpgp-no-recipients",
+            f"the connection {connection_id!r} has no passphrase; there is no unencrypted mode",
+            context={"connection": connection_id},
+            hint="Put the passphrase into the connection's password, or name recipients in the profile.",
+        )
+    return Passphrase(secret)
+
+
 class OpenPgpHook:
     """Encrypt, sign and verify with keys of this hook alone; use it as a context manager.
 

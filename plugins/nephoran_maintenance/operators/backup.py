@@ -99,6 +99,8 @@ class CheckBackupOperator(BackupStep):
             choice, chain = self.choice(context, session, request.type, about.uid)
             identifier = backup_id(choice.type, context["dag_run"].run_after, operation_of(context))
             session.backups.store.list(f"{session.backups.folder(identifier)}/")
+            # A wrong passphrase, or a key that has ended, is known now and not after hours of reading.
+            session.pgp.sign(b"a trial", session.signing)
             ending = expiring(session.pins, session.recipients, datetime.now(UTC))
             found = {
                 "backup_id": identifier,

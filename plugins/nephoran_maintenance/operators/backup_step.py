@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nephoran_maintenance.domain.backups import BackupRequest, BackupType
 from nephoran_maintenance.domain.openpgp_keys import Key, PinnedKey
 from nephoran_maintenance.domain.step_ids import CHECK_REQUEST
-from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.operators.backup_readiness import pinned
 from nephoran_maintenance.operators.base import StepOperator, checked_params, operation_of, pull
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from nephoran_maintenance.hooks.openpgp import OpenPgpHook, Passphrase, SigningKey
     from nephoran_maintenance.hooks.staging import StagingBucket
     from nephoran_maintenance.hooks.weaviate_api import WeaviateHook
-    from nephoran_maintenance.profile import PublicKey
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,8 @@ class BackupStep(StepOperator):
         """
         from nephoran_maintenance.hooks.archive import digest_key
         from nephoran_maintenance.hooks.backup_store import BackupStore
-        from nephoran_maintenance.hooks.connections import read_connection
         from nephoran_maintenance.hooks.object_store import ObjectStoreHook
-        from nephoran_maintenance.hooks.openpgp import OpenPgpHook, Passphrase
+        from nephoran_maintenance.hooks.openpgp import OpenPgpHook, read_passphrase
 
         profile = self.profile
         backup, names = profile.backup, profile.connections
@@ -117,15 +115,7 @@ class BackupStep(StepOperator):
             recipients: tuple[Key, ...] = ()
             to: tuple[Key, ...] | Passphrase
             if backup.encryption == "passphrase":
-                secret = str(read_connection(names.openpgp_passphrase).password or "")
-                if not secret:
-                    raise PermanentError(
-                        "openpgp-no-recipients",
-                        f"the connection {names.openpgp_passphrase!r} has no passphrase; there is no unencrypted mode",
-                        context={"connection": names.openpgp_passphrase},
-                        hint="Put the passphrase into the connection's password, or name recipients in the profile.",
-                    )
-                to = Passphrase(secret)
+                to = read_passphrase(names.openpgp_passphrase)
             else:
                 pins = pinned(backup.recipients)
                 recipients = to = tuple(pgp.import_recipients(pins, datetime.now(UTC)))
@@ -134,8 +124,3 @@ class BackupStep(StepOperator):
             backups.check_signer(signing)
             key = digest_key(signing.passphrase, signing.fingerprint)
             yield Session(pgp, backups, pins, recipients, to, signing, key)
-
-
-def pinned(keys: tuple[PublicKey, ...]) -> tuple[PinnedKey, ...]:
-    """Return public keys of the profile with the text of their files."""
-    return tuple(PinnedKey(key.name, key.fingerprint, key.armored()) for key in keys)
