@@ -61,7 +61,7 @@ class BackupStore:
     def __init__(self, store: ObjectStoreHook, pgp: OpenPgpHook, prefix: str, signers: Iterable[PinnedKey]) -> None:
         self.store, self._pgp, self._prefix = store, pgp, prefix
         self._signers = list(signers)
-        pgp.import_pinned(self._signers)
+        pgp.take_in(self._signers)
 
     def folder(self, backup_id: str) -> str:
         return folder_of(self._prefix, backup_id)

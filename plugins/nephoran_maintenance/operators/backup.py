@@ -439,6 +439,9 @@ class ReportBackupOperator(ReportOperator, BackupStep):
         archive = source.archive
         if archive:
             observed = f"{archive.members} files, {archive.member_bytes} bytes, {archive.size_bytes} bytes stored"
+            if added := source.facts.get("collections_added_meanwhile"):
+                seen = f"{observed}; not in it: {', '.join(added)}, added while it was made"
+                return Finding("sources", "warn", source.name, seen, "captured", "The next backup has them.")
             return Finding("sources", "pass", source.name, observed, "captured")
         severity: Severity = "block" if source.required else "warn"
         return Finding(

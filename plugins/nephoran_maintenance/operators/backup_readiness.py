@@ -84,7 +84,7 @@ def check_signing_key(
     """Return whether the key that is here signs what others accept, by a trial, and until when it does."""
     signers = pinned(profile.backup.signers)
     try:
-        pgp.import_pinned(signers)  # with what its owner has said of it since: that it ends, or is revoked
+        pgp.take_in(signers)  # with what its owner has said of it since: that it ends, or is revoked
         signing = pgp.import_signing_key(profile.connections.openpgp_signing, recipients)
         pin = check_signer(signing.fingerprint, signers)
         pgp.sign(b"a trial", signing)

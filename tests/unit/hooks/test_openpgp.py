@@ -361,6 +361,33 @@ def test_a_worker_without_memory_backed_folder_is_refused(tmp_path: Path, monkey
     assert error.value.reference == "openpgp-no-memory-folder"
 
 
+@pytest.mark.parametrize("room", ["size=1m,nr_inodes=1", "size=1m,nr_inodes=3", "size=8k", "size=20k"])
+def test_a_memory_folder_that_is_full_is_named_and_not_taken_for_a_bad_key(
+    room: str, keys: KeyMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pin = keys.operations
+    program = (
+        "import os, sys\n"
+        "from datetime import UTC, datetime\n"
+        "from nephoran_maintenance.domain.openpgp_keys import PinnedKey\n"
+        "from nephoran_maintenance.errors import MaintenanceError\n"
+        "from nephoran_maintenance.hooks.openpgp import OpenPgpHook\n"
+        "try:\n"
+        "    with OpenPgpHook() as pgp:\n"
+        f"        pgp.import_recipients([PinnedKey({pin.name!r}, {pin.fingerprint!r}, {pin.armored!r})], datetime.now(UTC))\n"
+        "except MaintenanceError as error:\n"
+        "    print(error.reference, os.listdir(os.environ['XDG_RUNTIME_DIR']))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3] / "plugins")}
+    environment["XDG_RUNTIME_DIR"] = str(tmp_path)
+    mount = f'mount -t tmpfs -o {room} none "$1" && exec "$2" -c "$3"'
+    apart = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", str(tmp_path), sys.executable]
+    done = subprocess.run([*apart, program], env=environment, capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"no small folder can be mounted here: {done.stderr.strip()}")
+    assert done.stdout.splitlines()[-1] == "openpgp-no-room []"
+
+
 def test_a_worker_without_gpg_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PermanentError) as error, OpenPgpHook():
