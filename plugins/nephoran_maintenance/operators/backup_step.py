@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -120,7 +121,10 @@ class BackupStep(StepOperator):
                 pins = pinned(backup.recipients)
                 recipients = to = tuple(pgp.import_recipients(pins, datetime.now(UTC)))
             signing = pgp.import_signing_key(names.openpgp_signing, recipients)
-            backups = BackupStore(store, pgp, backup.prefix, pinned(backup.signers))
-            backups.check_signer(signing)
-            key = digest_key(signing.passphrase, signing.fingerprint)
+            with ThreadPoolExecutor(1, thread_name_prefix="digest-key") as beside:
+                # It is stretched for about as long as gpg takes the signers' keys in.
+                stretched = beside.submit(digest_key, signing.passphrase, signing.fingerprint)
+                backups = BackupStore(store, pgp, backup.prefix, pinned(backup.signers))
+                backups.check_signer(signing)
+                key = stretched.result()
             yield Session(pgp, backups, pins, recipients, to, signing, key)

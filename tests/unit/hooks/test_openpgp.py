@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -297,6 +298,29 @@ def test_a_public_key_is_no_signing_key(pgp: OpenPgpHook, keys: KeyMaker, monkey
         monkeypatch.setenv("AIRFLOW_CONN_OPENPGP_SIGNING", value)
         with pytest.raises(PermanentError, match="no OpenPGP private key"):
             pgp.import_signing_key(SIGNING)
+
+
+def test_gpg_is_started_no_more_often_than_there_is_something_to_do(
+    keys: KeyMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start costs a small backup some 10 ms: its version, two imports of keys and two lists, a trial, the two uses."""
+    monkeypatch.setenv("AIRFLOW_CONN_OPENPGP_SIGNING", keys.signing_connection())
+    started: list[str] = []
+    start = subprocess.Popen.__init__
+
+    def noted(self: Any, args: Any, *rest: Any, **named: Any) -> None:
+        started.append(str(args[0]))
+        start(self, args, *rest, **named)
+
+    pins = [keys.operations, keys.escrow]
+    monkeypatch.setattr(subprocess.Popen, "__init__", noted)
+    with OpenPgpHook() as pgp:
+        recipients = pgp.import_recipients(pins, now())
+        signing = pgp.import_signing_key(SIGNING, recipients)
+        pgp.take_in([keys.signer])
+        encrypted(pgp, recipients)
+        pgp.sign(b"content", signing)
+        assert started.count("gpg") == 9
 
 
 # -------------------------------------------------------------------------------------------------------- what is left
