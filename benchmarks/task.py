@@ -14,6 +14,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,10 @@ def back_up(
     with OpenPgpHook() as pgp:
         (recipient,) = pgp.import_recipients([pins["operations"]], at)
         signing = pgp.import_signing_key("openpgp_signing", [recipient])
-        backups = BackupStore(store, pgp, "backups", [pins["signer"]])
-        key = digest_key(signing.passphrase, signing.fingerprint)
+        with ThreadPoolExecutor(1) as beside:
+            stretched = beside.submit(digest_key, signing.passphrase, signing.fingerprint)
+            backups = BackupStore(store, pgp, "backups", [pins["signer"]])
+            key = stretched.result()
         writer = ArchiveWriter(store, pgp, [recipient], digest_key=key, changed_at=at)
         archive = writer.write(backups.folder(identifier), name, members)
         source = Source(

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import httpx
 
-from lab.airflow_access import grant_access
+from lab.airflow_access import DECRYPTION_POOL, grant_access
 from lab.airflow_client import AirflowClient
 from lab.airflow_settings import LOGINS, AirflowInstance
 from lab.config import PROJECT, LabConfig
@@ -90,6 +90,7 @@ class Airflow:
             for name in missing:
                 self._start(name)
         self._await_health()
+        self.client().make_pool(DECRYPTION_POOL, 1, "Steps that decrypt backups")
         self._progress(f"Airflow: healthy at {self.instance.url}")
 
     def down(self) -> None:

@@ -36,6 +36,9 @@ SERVICE_ACCOUNTS = {
 MANIFESTS = (PROJECT / "deploy" / "rbac", PROJECT / "deploy" / "rbac" / "optional" / "vantage-point.yaml")
 """What is applied; of the optional rights only those that the lab's profile uses."""
 
+DECRYPTION_POOL = "nephoran_decryption"
+"""The pool of the steps that decrypt backups: of one slot, so that reading them takes none from a change."""
+
 TOKEN_LIFETIME = timedelta(days=30)
 """As long as a lab may stay up; `python -m lab.airflow connect` issues new ones."""
 
@@ -119,6 +122,11 @@ def connections(config: LabConfig, token_of: Callable[[str], str]) -> dict[str, 
             "password": config.secret(backup_keys.PASSPHRASE),
             "extra": {"private_key": backup_keys.keys(config)[backup_keys.SIGNER].private},
         },
+        # A lab is a site that may decrypt: operations reads its own backups. The escrow's key stays where it is.
+        "openpgp_decryption": {
+            "conn_type": "generic",
+            "extra": {"private_key": backup_keys.keys(config)[backup_keys.READER].private},
+        },
     }
 
 
@@ -180,6 +188,7 @@ def for_lab(profile: Mapping[str, Any], config: LabConfig) -> dict[str, Any]:
     changed["backup"] |= backup_keys.pins(backup_keys.keys(config))
     # A lab begins without any; the backup before each change is its first.
     changed["backup"]["when_stale"] = "warn"
+    changed["backup"]["decryption_pool"] = DECRYPTION_POOL
     changed["reports"]["bucket"] = buckets.REPORTS
     # The categories stay: minor, which runs in the lab have unless they ask for another, waits for nobody.
     changed["approvers"] = ["admin", *APPROVERS]

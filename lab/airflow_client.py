@@ -99,6 +99,13 @@ class AirflowClient:
         self._request("POST", f"/dags/{dag_id}/dagRuns", body)
         return run_id
 
+    def make_pool(self, name: str, slots: int, description: str) -> None:
+        """Make a pool, or give the one of this name so many slots. Safe to repeat: yes."""
+        body = {"pool": name, "slots": slots, "description": description, "include_deferred": False}
+        if self._request("PATCH", f"/pools/{name}", body, missing_allowed=True) is None:
+            body["name"] = body.pop("pool")
+            self._request("POST", "/pools", body)
+
     def unfinished_runs(self, dag_id: str) -> list[str]:
         """Return the ids of the runs that are at work or queued."""
         answer = self.get(f"/dags/{dag_id}/dagRuns?state=running&state=queued&limit=50")

@@ -1,6 +1,7 @@
 """The OpenPGP keys of a lab: two who can open backups, and the one that signs them.
 
-They are made once, in memory, and outlive ``down`` like the lab's other secrets. Airflow gets the signing key alone.
+They are made once, in memory, and outlive ``down`` like the lab's other secrets. Airflow gets the signing key, and, in a
+connection of its own, that of the recipient who verifies the backups; the escrow's key it never gets.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from lab.config import LabConfig
 from lab.failure import LabError
 
 RECIPIENTS = ("operations", "escrow")
+READER = "operations"
+"""The recipient who verifies backups in the lab."""
 SIGNER = "signer"
 PASSPHRASE = "openpgp-signing-passphrase"
 KEYS_FOLDER = "keys"

@@ -48,6 +48,12 @@ class KeyMaker:
     def private(self, pin: PinnedKey, passphrase: str = "") -> str:
         return self.gpg("--passphrase", passphrase, "--armor", "--export-secret-keys", pin.fingerprint).decode()
 
+    def revoke(self, pin: PinnedKey) -> PinnedKey:
+        """Revoke a key and return it as its owner gives it out from now on."""
+        certificate = (self.home / "openpgp-revocs.d" / f"{pin.fingerprint}.rev").read_text(encoding="utf-8")
+        self.gpg("--import", data=certificate.replace(":-----BEGIN", "-----BEGIN").encode())
+        return self.pin(pin.name, pin.fingerprint)
+
     @cached_property
     def operations(self) -> PinnedKey:
         return self.make("operations")
@@ -70,10 +76,7 @@ class KeyMaker:
 
     @cached_property
     def revoked(self) -> PinnedKey:
-        pin = self.make("revoked")
-        certificate = (self.home / "openpgp-revocs.d" / f"{pin.fingerprint}.rev").read_text(encoding="utf-8")
-        self.gpg("--import", data=certificate.replace(":-----BEGIN", "-----BEGIN").encode())
-        return self.pin("revoked", pin.fingerprint)
+        return self.revoke(self.make("revoked"))
 
     @cached_property
     def only_signs(self) -> PinnedKey:

@@ -106,3 +106,9 @@ def test_uses_the_airflow_version_that_the_project_is_tested_with() -> None:
     version = re.search(r"^apache-airflow==(\S+)$", requirements, re.MULTILINE)
     assert version
     assert f"apache/airflow:{version[1]}-python3.11" in ENV_EXAMPLE
+
+
+def test_the_pool_for_decrypting_is_made_before_anything_starts() -> None:
+    command = SERVICES["init"]["command"]
+    assert command[:2] == ["bash", "-c"]
+    assert "airflow db migrate && airflow pools set nephoran_decryption 1 " in command[2]

@@ -101,3 +101,18 @@ def expiring(pins: Sequence[PinnedKey], keys: Sequence[Key], at: datetime) -> di
     """Return by name which recipients' keys end within 30 days."""
     found = {pin.name: find_key(keys, pin).expires_at for pin in pins}
     return {name: end for name, end in found.items() if end is not None and end - at < EXPIRY_WARNING}
+
+
+def check_signer(fingerprint: str, signers: Sequence[PinnedKey]) -> PinnedKey:
+    """Return the pin of the key that signs.
+
+    :raises PermanentError: ``openpgp-signer-not-pinned``: nobody would accept what it signs.
+    """
+    for pin in signers:
+        if pin.fingerprint == fingerprint:
+            return pin
+    raise PermanentError(
+        "openpgp-signer-not-pinned",
+        f"the signing key {fingerprint} is not among backup.signers of the profile",
+        hint="Add its public key to backup.signers, so that its backups are accepted.",
+    )

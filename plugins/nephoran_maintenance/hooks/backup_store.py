@@ -31,7 +31,7 @@ from nephoran_maintenance.domain.manifest import (
     open_note,
     sha256_of,
 )
-from nephoran_maintenance.domain.openpgp_keys import PinnedKey, Signature
+from nephoran_maintenance.domain.openpgp_keys import PinnedKey, Signature, check_signer
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.hooks.archive import read_inventory
 from nephoran_maintenance.hooks.object_store import ObjectStoreHook
@@ -61,19 +61,14 @@ class BackupStore:
     def __init__(self, store: ObjectStoreHook, pgp: OpenPgpHook, prefix: str, signers: Iterable[PinnedKey]) -> None:
         self.store, self._pgp, self._prefix = store, pgp, prefix
         self._signers = list(signers)
-        pgp.import_pinned(self._signers)
+        pgp.take_in(self._signers)
 
     def folder(self, backup_id: str) -> str:
         return folder_of(self._prefix, backup_id)
 
     def check_signer(self, key: SigningKey) -> None:
         """:raises PermanentError: ``openpgp-signer-not-pinned``: nobody would accept what it signs."""
-        if key.fingerprint not in {pin.fingerprint for pin in self._signers}:
-            raise PermanentError(
-                "openpgp-signer-not-pinned",
-                f"the signing key {key.fingerprint} is not among backup.signers of the profile",
-                hint="Add its public key to backup.signers, so that its backups are accepted.",
-            )
+        check_signer(key.fingerprint, self._signers)
 
     def write_manifest(self, manifest: Manifest, key: SigningKey) -> str:
         """Store a manifest and then its signature, with which the backup begins to exist; return its SHA-256.
@@ -225,7 +220,9 @@ class BackupStore:
         except PermanentError as error:
             if error.reference == "not-found":
                 return None
-            raise
+            # All of it was read; where its digest tells the same, the caller names it among all that is damaged.
+            if error.reference != "object-damaged" or digest.hexdigest() == file.sha256:
+                raise
         return size_bytes, digest.hexdigest(), head
 
     def _note(self, backup_id: str, grade: str, recipient: str) -> str:

@@ -89,13 +89,7 @@ class ObjectStoreHook:
 
         :raises PermanentError: ``not-found``.
         """
-        if self.connection_id:
-            with contextlib.closing(self._call("get_object", Key=_checked(key))["Body"]) as body:
-                return bytes(body.read())
-        try:
-            return self._path(key).read_bytes()
-        except FileNotFoundError as error:
-            raise self._missing(key) from error
+        return b"".join(self.read_blocks(key))
 
     def get_text(self, key: str) -> str:
         """Return an object's content as text.
@@ -152,7 +146,8 @@ class ObjectStoreHook:
     def read_blocks(self, key: str, version_id: str | None = None) -> Iterator[bytes]:
         """Yield an object's content in blocks of at most 128 KiB.
 
-        :raises PermanentError: ``not-found``.
+        :raises PermanentError: ``not-found``; ``object-damaged``, after the last block, when the checksum that the store has
+            of the object is not that of its content.
         :raises TransientError: ``object-store-unreachable`` when it is cut off on the way.
         """
         if not self.connection_id:
@@ -163,12 +158,19 @@ class ObjectStoreHook:
             except FileNotFoundError as error:
                 raise self._missing(key) from error
             return
-        from botocore.exceptions import BotoCoreError, HTTPClientError
+        from botocore.exceptions import BotoCoreError, FlexibleChecksumError, HTTPClientError
 
         version = {"VersionId": version_id} if version_id else {}
         with contextlib.closing(self._call("get_object", Key=_checked(key), **version)["Body"]) as body:
             try:
                 yield from body.iter_chunks(BLOCK_BYTES)
+            except FlexibleChecksumError as error:
+                raise PermanentError(
+                    "object-damaged",
+                    f"{self.url(key)} is not what was stored: {excerpt(str(error))}",
+                    context={"bucket": self.bucket, "key": key},
+                    hint="Use nothing of it. Look for an earlier version of it, and at the health of the store's disks.",
+                ) from error
             except (BotoCoreError, HTTPClientError) as error:
                 raise self._unreachable(error) from error
 

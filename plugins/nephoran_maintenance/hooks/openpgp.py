@@ -7,6 +7,7 @@ of trust in it: a key is trusted because the profile names its fingerprint, and 
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
 import logging
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nephoran_maintenance.domain.openpgp_keys import Key, PinnedKey, Signature, check_recipients, find_key
-from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.errors import PermanentError, TransientError
 from nephoran_maintenance.hooks.connections import read_connection
 from nephoran_maintenance.hooks.object_store import BLOCK_BYTES
 from nephoran_maintenance.hooks.outside_text import excerpt
@@ -29,6 +30,8 @@ PIPE_BYTES = 1024 * 1024
 """What Linux gives anybody; with its usual 64 KiB each process waits for the other all the time."""
 _PREFIX = "nephoran-gpg-"
 _LOCK = ".lock"
+_FULL = "No space left on device"
+"""gpg's words, which it says in English here."""
 _MEMORY = ("tmpfs", "ramfs")
 # The agent keeps no passphrase. It does not measure for a second how long it could stretch one: its copy of the key is
 # in memory, in a home of mode 0700 that is gone after the signature.
@@ -57,10 +60,27 @@ class Passphrase:
         return "Passphrase(***)"
 
 
+def read_passphrase(connection_id: str) -> Passphrase:
+    """Return the passphrase of a connection, its password.
+
+    :raises PermanentError: ``connection-missing``, or ``openpgp-no-recipients`` when it is empty.
+    """
+    secret = str(read_connection(connection_id).password or "")
+    if not secret:
+        raise PermanentError(
+            "openpgp-no-recipients",
+            f"the connection {connection_id!r} has no passphrase; there is no unencrypted mode",
+            context={"connection": connection_id},
+            hint="Put the passphrase into the connection's password, or name recipients in the profile.",
+        )
+    return Passphrase(secret)
+
+
 class OpenPgpHook:
     """Encrypt, sign and verify with keys of this hook alone; use it as a context manager.
 
     :raises PermanentError: ``openpgp-no-memory-folder`` or ``openpgp-missing`` on entering.
+    :raises TransientError: ``openpgp-no-room``, also while keys are taken in.
     """
 
     def __init__(self) -> None:
@@ -71,14 +91,17 @@ class OpenPgpHook:
     def __enter__(self) -> Self:
         folder = memory_folder(os.environ)
         sweep(folder)
-        self._home = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))  # of mode 0700
         try:
+            self._home = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))  # of mode 0700
             (self._home / "gpg-agent.conf").write_text(_AGENT_SETTINGS, encoding="ascii")
             draft = self._home / f"{_LOCK}.new"
             self._lock = draft.open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             draft.rename(self._home / _LOCK)  # only now: one that is there and not locked is swept away
             self._gpg = self._client()
+        except OSError as error:
+            self.close()
+            raise _no_room(excerpt(str(error))) from error
         except BaseException:
             self.close()
             raise
@@ -107,9 +130,18 @@ class OpenPgpHook:
 
         :raises PermanentError: ``openpgp-key-not-pinned`` when a file holds another key than its pin says.
         """
-        keys = []
+        pins = list(pins)
+        self.take_in(pins)
+        keys = self.keys() if pins else []
+        return [find_key(keys, pin) for pin in pins]
+
+    def take_in(self, pins: Iterable[PinnedKey]) -> None:
+        """Take public keys in.
+
+        :raises PermanentError: ``openpgp-key-not-pinned`` when a file holds another key than its pin says.
+        """
         for pin in pins:
-            result = self._gpg.import_keys(pin.armored)
+            result = self._import(pin.armored)
             if pin.fingerprint not in result.fingerprints or set(result.fingerprints) != {pin.fingerprint}:
                 raise PermanentError(
                     "openpgp-key-not-pinned",
@@ -118,8 +150,6 @@ class OpenPgpHook:
                     context={"key": pin.name},
                     hint="Ask its owner for the fingerprint over another channel; then correct the file or the pin.",
                 )
-            keys.append(find_key(self.keys(), pin))
-        return keys
 
     def import_recipients(self, pins: Iterable[PinnedKey], at: datetime) -> list[Key]:
         """Take the recipients' keys in, refuse any that can't be encrypted to, and return them.
@@ -140,10 +170,10 @@ class OpenPgpHook:
         connection = read_connection(connection_id)
         armored = str(connection.extra_dejson.get("private_key") or "")
         passphrase = str(connection.password or "")
-        result = self._gpg.import_keys(armored) if armored else None
+        result = self._import(armored) if armored else None
         found = sorted(set(result.fingerprints)) if result is not None else []
         problem = None
-        if len(found) != 1 or not self._gpg.list_keys(secret=True):
+        if result is None or len(found) != 1 or not result.sec_read:
             problem = "holds no OpenPGP private key, or several"
         elif not passphrase or self._unprotected():
             problem = "holds a private key without a passphrase"
@@ -168,9 +198,9 @@ class OpenPgpHook:
         """
         connection = read_connection(connection_id)
         armored = str(connection.extra_dejson.get("private_key") or "")
-        result = self._gpg.import_keys(armored) if armored else None
+        result = self._import(armored) if armored else None
         found = sorted(set(result.fingerprints)) if result is not None else []
-        if len(found) != 1 or not self._gpg.list_keys(secret=True):
+        if result is None or len(found) != 1 or not result.sec_read:
             raise PermanentError(
                 "openpgp-decryption-key-invalid",
                 f"the connection {connection_id!r} holds no OpenPGP private key, or several",
@@ -178,6 +208,13 @@ class OpenPgpHook:
                 hint="Put one armored private key of a recipient into the extra private_key, its passphrase into password.",
             )
         return DecryptionKey(found[0], str(connection.password or "") or None)
+
+    def _import(self, armored: str) -> Any:
+        result = self._gpg.import_keys(armored)
+        # A key that could not be written looks like none at all.
+        if _FULL in str(result.stderr):
+            raise _no_room(_reason(result))
+        return result
 
     def keys(self) -> list[Key]:
         """Return all keys that were taken in."""
@@ -260,8 +297,8 @@ class OpenPgpHook:
         how: Mapping[str, Any],
         reference: str,
     ) -> None:
-        # A client of its own: its callback belongs to this one stream.
-        gpg, flow = self._client(), _Flow(chunks, sink)
+        # A client of its own, as its callback belongs to this one stream; a new one would ask gpg for its version again.
+        gpg, flow = copy.copy(self._gpg), _Flow(chunks, sink)
         gpg.buffer_size = BLOCK_BYTES
         gpg.on_data = flow.take
         try:
@@ -388,6 +425,14 @@ def _mounts() -> dict[Path, str]:
 
 def _kind_of(folder: Path, kinds: Mapping[Path, str]) -> str:
     return next((kinds[path] for path in (folder, *folder.parents) if path in kinds), "")
+
+
+def _no_room(why: str) -> TransientError:
+    return TransientError(
+        "openpgp-no-room",
+        f"gpg's home can't be written: {why}",
+        hint="Look at the room and the inodes of the memory-backed folder, /dev/shm or XDG_RUNTIME_DIR; then run the step again.",
+    )
 
 
 def sweep(folder: Path) -> None:

@@ -109,6 +109,8 @@ class CheckBackupOperator(BackupStep):
             choice, chain = self.choice(context, session, request.type, about.uid)
             identifier = backup_id(choice.type, context["dag_run"].run_after, operation_of(context))
             session.backups.store.list(f"{session.backups.folder(identifier)}/")
+            # A wrong passphrase, or a key that has ended, is known now and not after hours of reading.
+            session.pgp.sign(b"a trial", session.signing)
             ending = expiring(session.pins, session.recipients, datetime.now(UTC))
             found = {
                 "backup_id": identifier,
@@ -484,6 +486,9 @@ class ReportBackupOperator(ReportOperator, BackupStep):
             if kind := source.facts.get("kind"):
                 why = source.facts.get("reason")
                 observed += f", {kind}{f' because {why}' if why else ''}"
+            if added := source.facts.get("collections_added_meanwhile"):
+                seen = f"{observed}; not in it: {', '.join(added)}, added while it was made"
+                return Finding("sources", "warn", source.name, seen, "captured", "The next backup has them.")
             return Finding("sources", "pass", source.name, observed, "captured")
         severity: Severity = "block" if source.required else "warn"
         return Finding(

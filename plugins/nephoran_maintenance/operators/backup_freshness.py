@@ -14,8 +14,7 @@ from nephoran_maintenance.domain.freshness import Newest, check_freshness, check
 from nephoran_maintenance.domain.report import Overall, conclusion
 from nephoran_maintenance.domain.step_ids import MEASURE_FRESHNESS
 from nephoran_maintenance.errors import PermanentError
-from nephoran_maintenance.operators.backup_retention import refuse_unconfigured
-from nephoran_maintenance.operators.backup_step import pinned
+from nephoran_maintenance.operators.backup_readiness import backups_configured, pinned, refuse_unconfigured
 from nephoran_maintenance.operators.base import StepOperator, pull, states_of
 from nephoran_maintenance.operators.report import FAILED_STATES, ReportOperator
 
@@ -28,12 +27,6 @@ BACKUP_DAG = "backup"
 ASSETS = AssetAlias("nephoran_backups")
 METRICS = "nephoran.backup"
 """Prefix of the metrics ``checked_age_seconds``, ``verified_age_seconds``, ``rpo_seconds`` and ``fresh`` (1 or 0)."""
-
-
-def backups_configured(profile: SystemProfile) -> bool:
-    """Return whether the profile says who can open backups and who signs them."""
-    backup = profile.backup
-    return bool(backup.signers and (backup.recipients or backup.encryption == "passphrase"))
 
 
 def newest_backups(profile: SystemProfile, cluster_uid: str | None) -> Newest:
@@ -53,7 +46,7 @@ def newest_backups(profile: SystemProfile, cluster_uid: str | None) -> Newest:
 
 
 class CheckFreshnessOperator(StepOperator):
-    """Refuse a profile without backups. Returns ``{"configured": true}``. Safe to repeat: yes."""
+    """Refuse a profile without backups. Returns ``{"configured"}``: whether new ones can be made. Safe to repeat: yes."""
 
     def act(self, context: Context) -> dict[str, Any]:
         refuse_unconfigured(self.profile)

@@ -20,9 +20,8 @@ from nephoran_maintenance.domain.step_ids import (
     WAIT_APPROVAL,
     WAIT_SECOND_APPROVAL,
 )
-from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.approval import WaitApprovalOperator, recorded_approval
-from nephoran_maintenance.operators.backup_step import pinned
+from nephoran_maintenance.operators.backup_readiness import pinned, refuse_unconfigured
 from nephoran_maintenance.operators.base import StepOperator, finish_step, mode_of, pull, states_of
 from nephoran_maintenance.operators.planning import HASH_KEY, PLANNED_AT_KEY
 from nephoran_maintenance.operators.report import FAILED_STATES, ReportOperator
@@ -110,16 +109,6 @@ class RetentionStep(StepOperator):
             "parents": {b.backup_id: b.parent_id for b in listing.backups if b.parent_id},
             "asks": count > backup.retention.approval_above,
         }
-
-
-def refuse_unconfigured(profile: SystemProfile) -> None:
-    """:raises PermanentError: ``backup-not-configured`` when no signature could count."""
-    if not profile.backup.signers:
-        raise PermanentError(
-            "backup-not-configured",
-            "the profile names nobody whose signature makes a backup: backup.signers is empty",
-            hint="Describe the backups in the profile first; docs/reference/profile.md has every key.",
-        )
 
 
 def folder_of(identifier: str, stored: list[StoredVersion]) -> Folder:

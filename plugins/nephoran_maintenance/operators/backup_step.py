@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nephoran_maintenance.domain.backups import BackupRequest, BackupType
 from nephoran_maintenance.domain.openpgp_keys import Key, PinnedKey
 from nephoran_maintenance.domain.step_ids import CHECK_REQUEST
-from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.operators.backup_readiness import pinned
 from nephoran_maintenance.operators.base import StepOperator, checked_params, operation_of, pull
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from nephoran_maintenance.hooks.pod_files import PodFiles
     from nephoran_maintenance.hooks.staging import StagingBucket
     from nephoran_maintenance.hooks.weaviate_api import WeaviateHook
-    from nephoran_maintenance.profile import PublicKey
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,8 @@ class BackupStep(StepOperator):
         """
         from nephoran_maintenance.hooks.archive import digest_key
         from nephoran_maintenance.hooks.backup_store import BackupStore
-        from nephoran_maintenance.hooks.connections import read_connection
         from nephoran_maintenance.hooks.object_store import ObjectStoreHook
-        from nephoran_maintenance.hooks.openpgp import OpenPgpHook, Passphrase
+        from nephoran_maintenance.hooks.openpgp import OpenPgpHook, read_passphrase
 
         profile = self.profile
         backup, names = profile.backup, profile.connections
@@ -124,25 +123,15 @@ class BackupStep(StepOperator):
             recipients: tuple[Key, ...] = ()
             to: tuple[Key, ...] | Passphrase
             if backup.encryption == "passphrase":
-                secret = str(read_connection(names.openpgp_passphrase).password or "")
-                if not secret:
-                    raise PermanentError(
-                        "openpgp-no-recipients",
-                        f"the connection {names.openpgp_passphrase!r} has no passphrase; there is no unencrypted mode",
-                        context={"connection": names.openpgp_passphrase},
-                        hint="Put the passphrase into the connection's password, or name recipients in the profile.",
-                    )
-                to = Passphrase(secret)
+                to = read_passphrase(names.openpgp_passphrase)
             else:
                 pins = pinned(backup.recipients)
                 recipients = to = tuple(pgp.import_recipients(pins, datetime.now(UTC)))
             signing = pgp.import_signing_key(names.openpgp_signing, recipients)
-            backups = BackupStore(store, pgp, backup.prefix, pinned(backup.signers))
-            backups.check_signer(signing)
-            key = digest_key(signing.passphrase, signing.fingerprint)
+            with ThreadPoolExecutor(1, thread_name_prefix="digest-key") as beside:
+                # It is stretched for about as long as gpg takes the signers' keys in.
+                stretched = beside.submit(digest_key, signing.passphrase, signing.fingerprint)
+                backups = BackupStore(store, pgp, backup.prefix, pinned(backup.signers))
+                backups.check_signer(signing)
+                key = stretched.result()
             yield Session(pgp, backups, pins, recipients, to, signing, key)
-
-
-def pinned(keys: tuple[PublicKey, ...]) -> tuple[PinnedKey, ...]:
-    """Return public keys of the profile with the text of their files."""
-    return tuple(PinnedKey(key.name, key.fingerprint, key.armored()) for key in keys)

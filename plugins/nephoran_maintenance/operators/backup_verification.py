@@ -34,8 +34,7 @@ from nephoran_maintenance.domain.verification import (
     overdue,
 )
 from nephoran_maintenance.errors import PermanentError
-from nephoran_maintenance.operators.backup_retention import refuse_unconfigured
-from nephoran_maintenance.operators.backup_step import pinned
+from nephoran_maintenance.operators.backup_readiness import pinned, refuse_unconfigured
 from nephoran_maintenance.operators.base import StepOperator, checked_params, finish_step, operation_of, pull, states_of
 from nephoran_maintenance.operators.report import FAILED_STATES, ReportOperator
 
@@ -102,14 +101,13 @@ class VerificationStep(StepOperator):
 
         :raises PermanentError: ``connection-missing`` where there is no such key, ``openpgp-decryption-key-invalid``.
         """
-        from nephoran_maintenance.hooks.connections import read_connection
-        from nephoran_maintenance.hooks.openpgp import OpenPgpHook
+        from nephoran_maintenance.hooks.openpgp import OpenPgpHook, read_passphrase
 
         names = self.profile.connections
         with OpenPgpHook() as pgp:
             if self.profile.backup.encryption == "passphrase":
-                secret = str(read_connection(names.openpgp_passphrase).password or "")
-                yield Opener("", partial(pgp.decrypt, passphrase=secret))
+                secret = read_passphrase(names.openpgp_passphrase)
+                yield Opener("", partial(pgp.decrypt, passphrase=secret.value))
                 return
             key = pgp.import_decryption_key(request_of(context).key_connection or names.openpgp_decryption)
             yield Opener(key.fingerprint, partial(pgp.decrypt, passphrase=key.passphrase))

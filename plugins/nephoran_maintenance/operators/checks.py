@@ -16,13 +16,16 @@ from nephoran_maintenance.domain.vantage_point import is_own
 from nephoran_maintenance.engine.live import container_name
 from nephoran_maintenance.errors import MaintenanceError, TransientError
 from nephoran_maintenance.operators.admission import released_from_quarantine, request_of
-from nephoran_maintenance.operators.backup_freshness import BACKUP_DAG, backups_configured, newest_backups
+from nephoran_maintenance.operators.backup_freshness import BACKUP_DAG, newest_backups
+from nephoran_maintenance.operators.backup_readiness import backups_configured, check_backup_keys
 from nephoran_maintenance.operators.base import StepOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 Findings = list[Finding]
+LONGEST_BACKUP = timedelta(hours=24)
+"""As long as Weaviate's own part of a backup is waited for."""
 
 
 def workloads(step: StepOperator, context: Context) -> dict[str, dict[str, Any]]:
@@ -118,6 +121,8 @@ def check_backup(step: StepOperator, context: Context) -> Findings:
         for job in cluster.list("CronJob", name)
     ]
     findings = freshness.check_cron_jobs(jobs)
+    if step.profile.backup.before_change != "none":
+        findings += check_backup_keys(step.profile, datetime.now(UTC), needed_until(step, context))
     if not backups_configured(step.profile):
         return [freshness.not_configured(), *findings]
     uid = str(cluster.get("Namespace", "kube-system")["metadata"]["uid"])
@@ -125,6 +130,16 @@ def check_backup(step: StepOperator, context: Context) -> Findings:
     findings += freshness.check_standing(standing_of(context["ti"], BACKUP_DAG, datetime.now(UTC)))
     rpo, when_stale = timedelta(hours=step.profile.targets.rpo_hours), step.profile.backup.when_stale
     return [*freshness.check_freshness(newest, datetime.now(UTC), rpo, when_stale=when_stale), *findings]
+
+
+def needed_until(step: StepOperator, context: Context) -> datetime:
+    """Return until when the keys of the backup before the change must live.
+
+    Counted from the beginning of the run, so that what is approved is not refused by the same check later.
+    """
+    approvable = timedelta(minutes=step.profile.category(request_of(context).category).expires_minutes)
+    began: datetime | None = context["dag_run"].start_date
+    return (began or datetime.now(UTC)) + approvable + LONGEST_BACKUP
 
 
 def check_intents(step: StepOperator, _: Context) -> Findings:

@@ -93,7 +93,10 @@ class Server:
                     # A client that asks before it sends its body waits a second for the answer.
                     self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                     self.wfile.flush()
-                body = self.rfile.read(int(headers.get("content-length") or 0))
+                length = int(headers.get("content-length") or 0)
+                body = self.rfile.read(length)
+                if len(body) < length:
+                    return None  # the client was killed while it sent
                 parts = urlsplit(target)
                 return Received(
                     method,

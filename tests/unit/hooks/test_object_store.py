@@ -254,3 +254,25 @@ def test_reading_an_object_that_is_not_there_or_is_cut_off(s3_server: Server, fa
     with pytest.raises(TransientError) as cut:
         list(store.read_blocks(BIG))
     assert cut.value.reference == "object-store-unreachable"
+
+
+def test_content_that_is_not_what_the_store_has_a_checksum_of_is_damage_and_no_bad_connection(
+    s3_server: Server, fake_s3: FakeS3
+) -> None:
+    store = ObjectStoreHook("store_test", bucket="reports")
+    fake_s3.fail = lambda request: Reply(200, b"x" * 300_000, {"x-amz-checksum-crc32": "AAAAAA=="})
+    blocks: list[bytes] = []
+    with pytest.raises(PermanentError) as error:
+        blocks.extend(store.read_blocks(BIG))
+    assert error.value.reference == "object-damaged"
+    assert BIG in error.value.message
+    with pytest.raises(PermanentError) as error:
+        store.get_bytes(KEY)
+    assert error.value.reference == "object-damaged"
+
+
+def test_a_small_object_that_is_cut_off_is_named_too(s3_server: Server, fake_s3: FakeS3) -> None:
+    fake_s3.fail = lambda request: Reply(200, b"x" * 10, {"Content-Length": "50"}, hang_up=True)
+    with pytest.raises(TransientError) as error:
+        ObjectStoreHook("store_test", bucket="reports").get_bytes(KEY)
+    assert error.value.reference == "object-store-unreachable"

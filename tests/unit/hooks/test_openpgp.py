@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -299,6 +300,29 @@ def test_a_public_key_is_no_signing_key(pgp: OpenPgpHook, keys: KeyMaker, monkey
             pgp.import_signing_key(SIGNING)
 
 
+def test_gpg_is_started_no_more_often_than_there_is_something_to_do(
+    keys: KeyMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start costs a small backup some 10 ms: its version, two imports of keys and two lists, a trial, the two uses."""
+    monkeypatch.setenv("AIRFLOW_CONN_OPENPGP_SIGNING", keys.signing_connection())
+    started: list[str] = []
+    start = subprocess.Popen.__init__
+
+    def noted(self: Any, args: Any, *rest: Any, **named: Any) -> None:
+        started.append(str(args[0]))
+        start(self, args, *rest, **named)
+
+    pins = [keys.operations, keys.escrow]
+    monkeypatch.setattr(subprocess.Popen, "__init__", noted)
+    with OpenPgpHook() as pgp:
+        recipients = pgp.import_recipients(pins, now())
+        signing = pgp.import_signing_key(SIGNING, recipients)
+        pgp.take_in([keys.signer])
+        encrypted(pgp, recipients)
+        pgp.sign(b"content", signing)
+        assert started.count("gpg") == 9
+
+
 # -------------------------------------------------------------------------------------------------------- what is left
 
 
@@ -359,6 +383,33 @@ def test_a_worker_without_memory_backed_folder_is_refused(tmp_path: Path, monkey
     with pytest.raises(PermanentError) as error:
         memory_folder({"XDG_RUNTIME_DIR": str(tmp_path)})
     assert error.value.reference == "openpgp-no-memory-folder"
+
+
+@pytest.mark.parametrize("room", ["size=1m,nr_inodes=1", "size=1m,nr_inodes=3", "size=8k", "size=20k"])
+def test_a_memory_folder_that_is_full_is_named_and_not_taken_for_a_bad_key(
+    room: str, keys: KeyMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pin = keys.operations
+    program = (
+        "import os, sys\n"
+        "from datetime import UTC, datetime\n"
+        "from nephoran_maintenance.domain.openpgp_keys import PinnedKey\n"
+        "from nephoran_maintenance.errors import MaintenanceError\n"
+        "from nephoran_maintenance.hooks.openpgp import OpenPgpHook\n"
+        "try:\n"
+        "    with OpenPgpHook() as pgp:\n"
+        f"        pgp.import_recipients([PinnedKey({pin.name!r}, {pin.fingerprint!r}, {pin.armored!r})], datetime.now(UTC))\n"
+        "except MaintenanceError as error:\n"
+        "    print(error.reference, os.listdir(os.environ['XDG_RUNTIME_DIR']))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3] / "plugins")}
+    environment["XDG_RUNTIME_DIR"] = str(tmp_path)
+    mount = f'mount -t tmpfs -o {room} none "$1" && exec "$2" -c "$3"'
+    apart = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", str(tmp_path), sys.executable]
+    done = subprocess.run([*apart, program], env=environment, capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"no small folder can be mounted here: {done.stderr.strip()}")
+    assert done.stdout.splitlines()[-1] == "openpgp-no-room []"
 
 
 def test_a_worker_without_gpg_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

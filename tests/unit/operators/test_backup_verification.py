@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,9 @@ from typing import Any
 import pytest
 
 from nephoran_maintenance.domain.openpgp_keys import PinnedKey
-from tests.unit.backup_bucket import NOW, BackupBucket
+from tests.unit.backup_bucket import BUCKET, NOW, BackupBucket
 from tests.unit.dag_runner import DagRunner
-from tests.unit.hooks.fake_servers import connection_json
+from tests.unit.hooks.fake_servers import Received, Reply, connection_json
 
 SECRET = b"a word that must not be seen anywhere"
 FILES = {"objects/one.json": b"1" * 1000, "objects/secret.json": SECRET}
@@ -91,6 +93,31 @@ def test_the_escrow_proves_its_key_with_a_connection_of_its_own(
     assert opened(bucket, one, "escrow")
     assert warnings_of(run, "recipients") == {"operations": "has never decrypted one"}
     assert "[parameters-invalid]" in verify(dag, key_connection="kubernetes_backup").error("check_request")
+
+
+def test_a_disk_that_has_changed_an_archive_is_damage_of_this_backup_and_the_others_are_read(
+    bucket: BackupBucket, dag: Any
+) -> None:
+    """The store gives what its disk has now, and the checksum of what was stored."""
+    rotten, good = bucket.add(1, members=FILES), bucket.add(2, members=FILES)
+
+    def rot(request: Received) -> Reply | None:
+        key = request.path.partition(f"/{BUCKET}/")[2]
+        if request.method != "GET" or not key.endswith(f"{rotten}/objects.tar.zst.gpg"):
+            return None
+        data = bytearray(bucket.s3.objects[key])
+        told = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+        data[len(data) // 2] ^= 1
+        return Reply(200, bytes(data), {"x-amz-checksum-crc32": told})
+
+    bucket.s3.fail = rot
+    run = verify(dag, everything=True)
+    assert "[backup-unreadable]" in run.error("verify_contents")
+    assert run.order.count("verify_contents") == 1, "to read it again helps nothing"
+    problems = {row["backup_id"]: row["problem"] for row in run.results["verify_contents", "read"]}
+    assert problems[good] == ""
+    assert "is not what was stored" in problems[rotten]
+    assert (opened(bucket, rotten), opened(bucket, good) is None) == (None, False)
 
 
 def test_without_a_key_it_says_not_possible_here(

@@ -61,6 +61,7 @@ def test_a_profile_without_it_skips_the_whole_group_and_nothing_else(system: Sys
 
 
 def test_a_step_that_is_cleared_after_the_change_began_makes_no_backup_of_what_is_half_changed(system: System) -> None:
+    system.edit_profile(lambda data: data["backup"].update(before_change="full"))
     run = system.upgrade()
     step = run.dag.get_task("protect.check_request")
     context = run.context(step, TaskInstance(run, step))
@@ -71,6 +72,17 @@ def test_to_plan_makes_no_backup(system: System) -> None:
     run = system.upgrade(mode="plan")
     assert set(steps_of(run).values()) == {"skipped"}
     assert run.report["backup"] is None
+
+
+def test_keys_that_a_backup_would_refuse_are_named_before_anybody_is_asked(system: System) -> None:
+    system.edit_profile(lambda data: data.update(approvers=["anna"]))
+    system.edit_profile(lambda data: data["backup"].update(before_change="full"))
+    run = system.upgrade(replaced={"preflight.check_backup": really}, category="major")
+    assert run.report["overall"] == "refused"
+    blocking = {found["object"] for found in run.report["findings"] if found["severity"] == "block"}
+    assert blocking == {"backup.recipients", "backup.signers"}
+    assert run.states["plan_changes"] == "upstream_failed"
+    assert system.persons.questions == []
 
 
 def test_a_run_that_is_refused_touches_no_bucket(system: System) -> None:
