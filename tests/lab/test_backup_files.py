@@ -132,7 +132,7 @@ def volumes(lab: Lab, upgrades: Upgrades) -> Iterator[None]:
     before = profile.read_text(encoding="utf-8")
     data = yaml.safe_load(before)
     data["backup"] |= {
-        "knowledge_base": [{"name": "docs", "claim": "data-knowledge-0", "path": "docs"}],
+        "knowledge_base": [{"name": "docs", "claim": "data-knowledge-0", "path": "docs", "user": 0}],
         "reader_image": tools,
         "prometheus": {"workload": {"name": "prometheus"}, "data_path": "/prometheus"},
     }
@@ -219,6 +219,7 @@ def test_a_snapshot_can_be_opened_by_promtool_and_is_gone_from_the_pod(
         [promtool, "tsdb", "list", str(tmp_path)], capture_output=True, text=True, check=True
     ).stdout
     assert all(block in listed for block in facts["blocks"])
+    (tmp_path / "wal").mkdir()  # promtool wants the folder, however little is in it
     dumped = subprocess.run(
         [promtool, "tsdb", "dump", str(tmp_path)], capture_output=True, text=True, check=True
     ).stdout

@@ -387,8 +387,8 @@ def status_error(
 
 
 def is_refusal(status: int, body: bytes) -> bool:
-    """Return whether the API server itself (not a workload behind its proxy) refuses who asks, or what is asked."""
-    return status in (401, 403) and is_status_object(body)
+    """Return whether the API server itself, not a workload behind its proxy, refuses what is asked."""
+    return status == 403 and is_status_object(body)
 
 
 def is_status_object(body: bytes) -> bool:
@@ -403,10 +403,10 @@ def is_status_object(body: bytes) -> bool:
 def is_starting(ready_status: int) -> bool:
     """Return whether the answer to :data:`READY_PATH` is that of an API server in its first seconds.
 
-    It knows no roles and no accounts then: it answers 403 and 401 to what it allows a moment later, at the very first even
-    to this path, which everybody may ask. An address that has no such path (404) says nothing.
+    It knows no roles then: it answers 403 to what it allows a moment later, at the very first even to this path, which
+    everybody may ask. An address that has no such path (404) says nothing.
     """
-    return ready_status >= 500 or ready_status in (401, 403)
+    return ready_status >= 500 or ready_status == 403
 
 
 def starting_error(ready_status: int, request: Request, connection_id: str, server: str) -> TransientError:

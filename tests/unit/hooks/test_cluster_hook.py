@@ -375,7 +375,7 @@ def test_http_to_a_pod_tells_a_forbidden_proxy_from_a_pod_that_forbids(
 # ----------------------------------------------------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize("ready", [500, 403, 401])
+@pytest.mark.parametrize("ready", [500, 403])
 def test_a_refusal_of_an_api_server_that_just_starts_is_no_verdict(
     cluster: ClusterHook, fake_cluster: FakeCluster, ready: int
 ) -> None:
