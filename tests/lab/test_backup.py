@@ -230,9 +230,9 @@ def test_metrics_of_the_last_day_are_there(lab: Lab, full: StoredBackup) -> None
         (json.dumps(series["metric"], sort_keys=True), at): value
         for series in answer["data"]["result"]
         for at, value in series["values"]
-        if at < until
+        if at < until - 60  # on a busy machine the newest scrape comes in later than it says
     }
-    assert len(live) >= 10
+    assert len(live) >= 9
     assert live.items() <= kept.items()
 
 
