@@ -86,7 +86,7 @@ async def test_renews_until_the_run_gives_the_lease_back(
 
     event = await only_event(hold(monkeypatch, act, states))
     assert event["state"] == "complete"
-    assert max(ages) < 5
+    assert max(ages) < 15, "as old as it was made, had it not been renewed"
     assert len(cluster_server.requests("PUT")) == 3
 
 
