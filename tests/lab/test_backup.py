@@ -230,9 +230,9 @@ def test_metrics_of_the_last_day_are_there(lab: Lab, full: StoredBackup) -> None
         (json.dumps(series["metric"], sort_keys=True), at): value
         for series in answer["data"]["result"]
         for at, value in series["values"]
-        if at < until - 60  # on a busy machine the newest scrape comes in later than it says
+        if at < until - 90  # the export ends a step before; on a busy machine the newest scrapes come in late
     }
-    assert len(live) >= 9
+    assert len(live) >= 8
     assert live.items() <= kept.items()
 
 
