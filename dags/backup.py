@@ -137,7 +137,7 @@ def part_of(what: str, names: list[str] | None) -> dict[str, Param]:
             description="Which of the rules of retention it is meant for once it is older than everything that is kept.",
         ),
         **part_of("sources", list(SOURCES)),
-        **part_of("namespaces", list(dict.fromkeys((PROFILE.namespaces.system, PROFILE.namespaces.monitoring)))),
+        **part_of("namespaces", PROFILE.namespaces.of_the_system),
         **part_of("resources", None),
     },
 )

@@ -57,6 +57,11 @@ class Namespaces(Part):
     monitoring: str
     maintenance: str = "nephoran-maintenance"
 
+    @property
+    def of_the_system(self) -> list[str]:
+        """Return the namespaces that are looked at and backed up: ours is never among them."""
+        return list(dict.fromkeys((self.system, self.monitoring)))
+
 
 class WorkloadReference(Part):
     """Which object runs a component: by name, or by label selector; the kind may be left to discovery."""

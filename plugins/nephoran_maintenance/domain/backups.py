@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from nephoran_maintenance.domain.scope import WHAT, Scope
+from nephoran_maintenance.domain.scope import Scope
 from nephoran_maintenance.errors import PermanentError
 
 BackupType = Literal["config-only", "incremental", "full"]
@@ -50,9 +50,7 @@ class BackupRequest(Scope):
 
     @property
     def scope(self) -> Scope:
-        return Scope(
-            **{f"{way}_{what}": getattr(self, f"{way}_{what}") for way in ("include", "exclude") for what in WHAT}
-        )
+        return Scope(**self.model_dump(include=set(Scope.model_fields)))
 
 
 def backup_id(backup_type: BackupType, started_at: datetime, operation_id: str) -> str:

@@ -76,7 +76,7 @@ def folder_of_claim(name: str, namespace: str, claim: str, path: str, pods: Sequ
     :param path: below the claim's root; empty: all of it.
     :param pods: of the namespace.
     """
-    users = [pod for pod in pods if not is_over(pod) and not is_reader(pod) and claim in _claims(pod).values()]
+    users = _users(claim, pods)
     seats = []
     for pod in users:
         for container, mount in _mounts(pod):
@@ -109,7 +109,7 @@ def folder_of_workload(
     ((claim, claim_path),) = places
     if not claim:
         return Folder(name, namespace, seats)
-    users = [pod for pod in all_pods if not is_over(pod) and claim in _claims(pod).values() and not is_reader(pod)]
+    users = _users(claim, all_pods)
     return Folder(name, namespace, seats, claim, claim_path, _node(users), _identity(running, claim))
 
 
@@ -348,6 +348,11 @@ def _clean(path: str | None) -> str:
     """Return a path without slashes at its ends, doubled ones, and dots."""
     cleaned = posixpath.normpath(path or ".").strip("/")
     return "" if cleaned == "." else cleaned
+
+
+def _users(claim: str, pods: Sequence[JsonObject]) -> list[JsonObject]:
+    """Return the pods that have a claim, but for our helper."""
+    return [pod for pod in pods if not is_over(pod) and not is_reader(pod) and claim in _claims(pod).values()]
 
 
 def _node(users: Sequence[JsonObject]) -> str:

@@ -49,7 +49,7 @@ class Scope(BaseModel):
     @property
     def whole(self) -> bool:
         """Whether nothing was chosen: only such a backup counts where one is asked for."""
-        return not any(self.included(what) or self.excluded(what) for what in WHAT)
+        return not any(self.limits(what) for what in WHAT)
 
     def chosen(self, what: What, names: Iterable[str]) -> list[str]:
         """Return which of these are taken in, in their order."""

@@ -24,13 +24,10 @@ from nephoran_maintenance.operators.backup import (
     VerifyStoredFilesOperator,
     WaitWeaviateBackupOperator,
 )
-from nephoran_maintenance.operators.backup_sources import SOURCES
+from nephoran_maintenance.operators.backup_sources import SOURCES, WEAVIATE
 from nephoran_maintenance.operators.backup_step import BackupStep
 from nephoran_maintenance.operators.lease import WaitOperationOperator
 from nephoran_maintenance.profile import SystemProfile
-
-WEAVIATE = "weaviate"
-
 
 CONNECTION = "kubernetes_backup"
 """Whatever procedure a backup belongs to, it lists the cluster as the ServiceAccount that may do nothing else."""

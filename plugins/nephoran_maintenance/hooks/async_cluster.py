@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlencode
 
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.hooks.connections import read_connection_async
@@ -32,6 +31,7 @@ from nephoran_maintenance.hooks.kubernetes_rest import (
     list_items,
     moment_of_header,
     parse_json,
+    request_target,
     resource_of,
     resource_path,
     selector_text,
@@ -143,8 +143,7 @@ class AsyncClusterHook:
 
         What the API server refuses counts once it is ready: in its first seconds it knows no roles.
         """
-        given = {key: value for key, value in (query or {}).items() if value is not None}
-        target = path + (f"?{urlencode(given)}" if given else "")
+        target = request_target(path, query)
         read_seconds = self.read_timeout.total_seconds()
         status, content, at = await self._send(method, target, about, body, read_seconds)
         if is_refusal(status, content):

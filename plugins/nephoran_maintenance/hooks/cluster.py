@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from nephoran_maintenance.errors import MaintenanceError, PermanentError
 from nephoran_maintenance.hooks.kubernetes_rest import (
@@ -41,6 +41,7 @@ from nephoran_maintenance.hooks.kubernetes_rest import (
     list_items,
     moment_of_header,
     parse_json,
+    request_target,
     resource_of,
     resource_path,
     selector_text,
@@ -179,8 +180,7 @@ class ClusterHook:
         :raises MaintenanceError: see :func:`~.kubernetes_rest.status_error` and
             :func:`~.kubernetes_rest.unreachable_error`.
         """
-        given = {key: value for key, value in (query or {}).items() if value is not None}
-        target = path + (f"?{urlencode(given)}" if given else "")
+        target = request_target(path, query)
         headers = {"Accept": accept}
         if body is not None:
             headers["Content-Type"] = content_type

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
 from nephoran_maintenance.hooks.outside_text import excerpt
@@ -136,6 +136,12 @@ def resource_path(
     if subresource is not None:
         parts.append(subresource)
     return "/" + "/".join(parts)
+
+
+def request_target(path: str, query: Mapping[str, object] | None = None) -> str:
+    """Return path and query of a request; what is None is left out."""
+    given = {key: value for key, value in (query or {}).items() if value is not None}
+    return path + (f"?{urlencode(given)}" if given else "")
 
 
 def selector_text(selector: str | Mapping[str, Any] | None) -> str | None:
@@ -319,7 +325,7 @@ class Request:
 
 
 READY_PATH = "/readyz"
-"""What everybody may ask, whatever the API server knows of its accounts."""
+"""What everybody may ask, whatever roles there are."""
 READY_TIMEOUT_SECONDS = 5.0
 _DENIED_USER = re.compile(r'User "([^"]+)"')
 _FAILED_TEST = re.compile(r"test(ing)?\b.*(failed|path)|the server rejected our request due to an error in our request")

@@ -38,7 +38,7 @@ from nephoran_maintenance.domain.step_ids import (
 )
 from nephoran_maintenance.domain.weaviate_backup import folder_in_bucket
 from nephoran_maintenance.errors import MaintenanceError, PermanentError
-from nephoran_maintenance.operators.backup_sources import SOURCES, WITH_DATA, Capturing, sources_of
+from nephoran_maintenance.operators.backup_sources import SOURCES, WEAVIATE, WITH_DATA, Capturing, sources_of
 from nephoran_maintenance.operators.backup_step import BackupStep, Session
 from nephoran_maintenance.operators.base import (
     NEVER_RAN,
@@ -60,9 +60,6 @@ if TYPE_CHECKING:
     from nephoran_maintenance.domain.members import Member
     from nephoran_maintenance.engine.sources import Source as MemberSource
     from nephoran_maintenance.profile import SystemProfile
-
-
-WEAVIATE = "weaviate"
 
 
 class CheckBackupOperator(BackupStep):
@@ -152,8 +149,7 @@ class CheckBackupOperator(BackupStep):
         scope = request.scope
         if request.type == "incremental" or request.type == "auto" or scope.whole:
             return
-        namespaces = self.profile.namespaces
-        own = list(dict.fromkeys((namespaces.system, namespaces.monitoring)))
+        own = self.profile.namespaces.of_the_system
         check_scope(scope, sources=sources_of(request.type), namespaces=own)
         if scope.limits("resources"):
             from nephoran_maintenance.hooks.object_listing import ObjectLister

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nephoran_maintenance.profile import SystemProfile
 
 EVERY_TYPE: tuple[BackupType, ...] = ("config-only", "incremental", "full")
+WEAVIATE = "weaviate"
 WITH_DATA: tuple[BackupType, ...] = ("incremental", "full")
 OF_THE_SENSOR = ("backup_id", "incremental", "started_at", "completed_at", "staged_objects", "staged_bytes")
 
@@ -58,7 +59,7 @@ def kubernetes_objects(of: Capturing) -> MemberSource:
     before = files_after(of.session.backups.files_of(link, KubernetesObjects.name) for link in chain)
     return KubernetesObjects(
         of.step.cluster(),
-        namespaces=list(dict.fromkeys((namespaces.system, namespaces.monitoring))),
+        namespaces=namespaces.of_the_system,
         own_namespace=namespaces.maintenance,
         parent=before if chain else None,
         digest=of.session.digest,
@@ -128,7 +129,7 @@ SOURCES: dict[str, SourceKind] = {
         knowledge_base, required=lambda profile: bool(profile.backup.knowledge_base), types=("full",)
     ),
     "weaviate-facts": SourceKind(weaviate_facts, required=True, types=WITH_DATA),
-    "weaviate": SourceKind(weaviate_files, required=True, types=WITH_DATA),
+    WEAVIATE: SourceKind(weaviate_files, required=True, types=WITH_DATA),
 }
 
 

@@ -115,11 +115,7 @@ def check_permissions(step: StepOperator, context: Context) -> Findings:
 
 def check_backup(step: StepOperator, context: Context) -> Findings:
     cluster, namespaces = step.cluster(), step.profile.namespaces
-    jobs = [
-        job
-        for name in dict.fromkeys((namespaces.system, namespaces.monitoring))
-        for job in cluster.list("CronJob", name)
-    ]
+    jobs = [job for name in namespaces.of_the_system for job in cluster.list("CronJob", name)]
     findings = freshness.check_cron_jobs(jobs)
     if step.profile.backup.before_change != "none":
         findings += check_backup_keys(step.profile, datetime.now(UTC), needed_until(step, context))
