@@ -34,7 +34,7 @@ import httpx
 import yaml
 
 from benchmarks.readers import TaskTable, specs, workloads
-from benchmarks.results_file import RESULTS, publish
+from benchmarks.results_file import RESULTS, commit, publish
 from lab.airflow import Airflow, session_members
 from lab.airflow_access import grant_access
 from lab.airflow_client import AirflowClient, AirflowRequestError
@@ -43,6 +43,7 @@ from lab.config import HIGHEST_INDEX, LabConfig
 from lab.failure import LabError
 from lab.processes import PARENT, Process, read_record, stat_fields, wait_gone
 from lab.progress import Progress
+from lab.system.profiles import GATES
 from lab.waiting import wait_until
 
 VARIANT = "fast"
@@ -70,6 +71,7 @@ CONTROL_PLANE = ("kube-apiserver", "etcd", "kube-controller-manager", "kube-sche
 
 BOUNDARIES = (
     "check_request",
+    "recover_operations",
     "preflight.decide_readiness",
     "plan_changes",
     "approve.wait_approval",
@@ -83,22 +85,35 @@ BOUNDARIES = (
     "functional_test.apply_test_intents",
     "functional_test.wait_test_intents",
     "functional_test.delete_test_intents",
+    "verify_metrics",
     "verify_components",
     "rollback.decide_rollback",
     "stop_traffic",
     "report_operation",
+    "release_lease",
 )
 CHANGING = (
+    "acquire_lease",
+    "record_before_state",
     "components.rag_api.apply_image",
     "components.rag_api.wait_image",
     "components.nephio_bridge.apply_image",
     "components.nephio_bridge.wait_image",
     "functional_test.apply_test_intents",
+    "functional_test.delete_test_intents",
     "report_operation",
+    "release_lease",
 )
 UNDOING = ("rollback.rollback_nephio_bridge", "rollback.rollback_rag_api")
 KINDS = ("worker", "triggerer", "scheduler", "api-server", "kubelet", "database", "kube-apiserver", "outage")
-KINDS_AT = ("components.rag_api.apply_image", "components.rag_api.wait_image", "components.nephio_bridge.wait_image")
+KINDS_AT = (
+    "record_before_state",
+    "components.rag_api.apply_image",
+    "components.rag_api.wait_image",
+    "components.nephio_bridge.wait_image",
+    "functional_test.apply_test_intents",
+    "report_operation",
+)
 
 OF_FIVE = (
     ("in", "components.weaviate.apply_image", False),
@@ -122,6 +137,13 @@ PROTECTED = (
 )
 """In the other cases no backup is made before the change."""
 
+GATED = (
+    ("in", "components.rag_api.verify_metrics"),
+    ("after", "components.rag_api.verify_metrics"),
+    ("in", "verify_metrics"),
+)
+"""In the other cases no metrics are judged."""
+
 Row = dict[str, Any]
 
 
@@ -140,11 +162,13 @@ class Case:
     components: tuple[str, ...] = TWO
     default_times: bool = False
     protected: bool = False
+    gated: bool = False
 
     @property
     def name(self) -> str:
         notes = ["broken image"] * self.broken + ["five components"] * (self.components == FIVE)
         notes += ["default times"] * self.default_times + ["backup first"] * self.protected
+        notes += ["metrics judged"] * self.gated
         return f"{self.kind} {self.where} {self.step}" + (f" ({', '.join(notes)})" if notes else "")
 
 
@@ -166,6 +190,8 @@ def cases() -> Iterator[Case]:
         yield Case("everything", where, step, broken, FIVE)
     for where, step in PROTECTED:
         yield Case("everything", where, step, protected=True)
+    for where, step in GATED:
+        yield Case("everything", where, step, gated=True)
     yield Case("everything", "in", "components.rag_api.wait_image", default_times=True)
 
 
@@ -185,7 +211,7 @@ class Matrix:
 
         Returns None when the moment never came.
         """
-        set_profile(self.airflow, {} if case.default_times else LEASE, protected=case.protected)
+        set_profile(self.airflow, {} if case.default_times else LEASE, protected=case.protected, gated=case.gated)
         for _ in range(MOMENT_TRIES):
             self.settle()
             before, journals, target = self.state(), set(self.journals()), self.next_version()
@@ -200,7 +226,9 @@ class Matrix:
             row = {"case": case.name, **self.judged(before, target, operation, state, case), "seconds": seconds}
             for process in orphans:
                 process.signal(signal.SIGKILL)
-            return row | {"killed": killed, "run_id": run_id, "requests_per_second": REQUESTS_PER_SECOND}
+            row["ok"] = row["ok"] and bool(killed)
+            measured = {"requests_per_second": REQUESTS_PER_SECOND, "commit": commit()}
+            return row | {"killed": killed, "run_id": run_id, **measured}
         return None
 
     def start(self, case: Case, target: str) -> str:
@@ -418,14 +446,16 @@ def tag_of(image: str) -> str:
     return image.partition("@")[0].rpartition(":")[2]
 
 
-def set_profile(airflow: Airflow, lease: Mapping[str, int], *, protected: bool = False) -> None:
-    """Write into the profile whether a backup comes first, and how long a lease lasts: a dead owner is noticed in seconds.
+def set_profile(airflow: Airflow, lease: Mapping[str, int], *, protected: bool = False, gated: bool = False) -> None:
+    """Write into the profile whether a backup comes first, whether metrics are judged, and how long a lease lasts: a dead
+    owner is noticed in seconds.
 
     Traffic is measured with fewer requests than usual: the processors are needed for starting again what was killed.
     """
     profile = yaml.safe_load(airflow.instance.profile.read_text(encoding="utf-8"))  # type: ignore[union-attr]
     profile["lease"] = dict(lease)
     profile["backup"]["before_change"] = "full" if protected else "none"
+    profile["gate"] |= GATES["short" if gated else "off"]
     profile["probe"]["rate_per_second"] = REQUESTS_PER_SECOND
     airflow.instance.profile.write_text(yaml.safe_dump(profile, sort_keys=False), encoding="utf-8")  # type: ignore[union-attr]
 

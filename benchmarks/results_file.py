@@ -29,15 +29,18 @@ def machine() -> dict[str, Any]:
     }
 
 
+def commit() -> str:
+    """Return the commit that is measured, empty outside of git."""
+    command = ("git", "rev-parse", "--short", "HEAD")
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=RESULTS.parent).stdout.strip()
+
+
 def versions() -> dict[str, str]:
     """Return the versions of what was measured, and the commit."""
-    commit = subprocess.run(
-        ("git", "rev-parse", "--short", "HEAD"), capture_output=True, text=True, check=False, cwd=RESULTS.parent
-    ).stdout.strip()
     return {
         **{name: metadata.version(name) for name in DISTRIBUTIONS},
         "python": platform.python_version(),
-        "commit": commit,
+        "commit": commit(),
     }
 
 

@@ -91,6 +91,9 @@ IN_ORDER = in_order(PROFILE.components)
 COMPONENTS = [component.name for component in IN_ORDER]
 DEFAULT_COMPONENTS = [component.name for component in IN_ORDER if component.upgrade_by_default]
 CONNECTION = "kubernetes_rolling_upgrade"
+RUNS_AT_ONCE = 16
+"""A run that waits for its approval is one of them, and must not hold up an emergency. That only one of them changes the
+system at a time is the lease's work, not Airflow's."""
 # Every step here is safe to repeat; the API server may be away for a moment.
 DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
 
@@ -100,7 +103,7 @@ DEFAULTS = {"retries": 2, "retry_delay": timedelta(seconds=3)}
     description="Bring components to another image version with no downtime and a way back",
     schedule=None,
     catchup=False,
-    max_active_runs=1,
+    max_active_runs=RUNS_AT_ONCE,
     tags=["upgrade", "risk/changes-system"],
     doc_md=__doc__,
     default_args=DEFAULTS,

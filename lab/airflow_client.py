@@ -229,6 +229,20 @@ class AirflowClient:
         """Mark a whole run failed: Airflow skips what is left of it, its rollback too, and runs the teardown."""
         self._request("PATCH", f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}", {"state": "failed"})
 
+    def delete_run(self, dag_id: str, run_id: str) -> None:
+        """Delete a run with all that Airflow knows of it."""
+        self._request("DELETE", f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}", None)
+
+    def pause(self, dag_id: str, *, paused: bool) -> None:
+        """Let no further task of a DAG begin, or let them again."""
+        self._request("PATCH", f"/dags/{dag_id}", {"is_paused": paused})
+
+    def clear_task(self, dag_id: str, run_id: str, task_id: str) -> None:
+        """Clear a task and what follows it, whatever its state, as the user interface does."""
+        which = {"dag_run_id": run_id, "task_ids": [task_id], "include_downstream": True}
+        how = {"only_failed": False, "reset_dag_runs": True, "dry_run": False}
+        self._request("POST", f"/dags/{dag_id}/clearTaskInstances", {**which, **how})
+
     def run_url(self, dag_id: str, run_id: str) -> str:
         """Return the address of the run in the user interface."""
         return f"{self.url}/dags/{dag_id}/runs/{quote(run_id, safe='')}"

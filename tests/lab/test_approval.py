@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
-    from conftest import Upgrades
+    from conftest import Run, Upgrades
+
+    from lab.airflow_client import TaskState
 
 COMPONENT = "nephio-bridge"
+OTHER = "oran-adaptor"
 FIRST, SECOND = "approve.wait_approval", "approve.wait_second_approval"
 APPROVE, REJECT = 0, 1
 """Where the answers are among the options of a question."""
@@ -32,6 +35,10 @@ def edit_categories(upgrades: Upgrades, **categories: dict[str, Any]) -> None:
     for name, fields in categories.items():
         profile["categories"][name].update(fields)
     path.write_text(yaml.safe_dump(profile, sort_keys=False), encoding="utf-8")
+
+
+def times(run: Run) -> dict[str, TaskState]:
+    return {task.task_id: task for task in run.client.task_states(run.dag_id, run.run_id)}
 
 
 def lease_holder(upgrades: Upgrades) -> str | None:
@@ -94,15 +101,24 @@ def test_two_persons_approve_one_after_the_other(upgrades: Upgrades) -> None:
     assert answers == [("approver-1", True), ("approver-1", False), ("approver-2", True)]
 
 
-def test_a_change_that_nobody_answers_ends_in_time_and_red(upgrades: Upgrades) -> None:
+def test_a_change_that_nobody_answers_holds_nobody_up_and_ends_in_time_and_red(upgrades: Upgrades) -> None:
     upgrades.prepare()
     before = upgrades.specs()
     edit_categories(upgrades, major={"expires_minutes": 1})
     try:
-        run = upgrades.run(mode="apply", version="v2", components=[COMPONENT], category="major")
-        assert upgrades.specs() == before
+        run_id = upgrades.start(mode="apply", version="v2", components=[COMPONENT], category="major")
+        upgrades.client.await_question("rolling_upgrade", run_id, FIRST, LIMIT)
+        urgent = upgrades.run(mode="apply", version="v2", components=[OTHER], category="security")
+        run = upgrades.ended(run_id)
+        assert upgrades.specs()[COMPONENT] == before[COMPONENT]
+        assert upgrades.specs()[OTHER] != before[OTHER]
     finally:
         upgrades.prepare()
+    assert urgent.state == "success", urgent.explain()
+    began, ended = times(urgent)["check_request"].started_at, times(run)[FIRST].ended_at
+    assert began
+    assert ended
+    assert began < ended, "it had to wait until the other had ended"
     assert run.state == "failed"
     assert run.report["overall"] == "not-approved"
     assert run.report["approval"]["state"] == "expired"

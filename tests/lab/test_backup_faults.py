@@ -17,6 +17,7 @@ import pytest
 from benchmarks.readers import TaskTable
 from lab import buckets
 from lab.processes import Process, wait_gone
+from nephoran_maintenance.operators.backup import ALL_AFTER_CHECK
 from tests.lab import test_backup
 from tests.lab.stored_backup import StoredBackup
 
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
     from conftest import Lab, Run, Upgrades
 
 MOMENT_LIMIT = timedelta(minutes=2)
+EVERY_LIMIT = timedelta(minutes=10)
 LOOK_SECONDS = 0.005
 COMPONENT = "rag-api"
+INODE = 9
+"""Of the columns of /proc/net/tcp."""
 
 
 # ------------------------------------------------------------------------------------------------------------ the moment
@@ -74,6 +78,38 @@ def kill_tree(upgrades: Upgrades, run_id: str, task_id: str, option: str) -> Non
             return
         time.sleep(LOOK_SECONDS if pid else 10 * LOOK_SECONDS)
     raise AssertionError(f"{task_id} was never seen with gpg {option}")
+
+
+def at_work(pid: int) -> bool:
+    """Return whether a task has begun what it is there for: it holds a home of gpg, or a connection to somewhere."""
+    own = set()
+    with contextlib.suppress(OSError):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                own.add(str(descriptor.readlink()))
+    if any(opened.startswith("/dev/shm/nephoran-gpg-") for opened in own):
+        return True
+    lines = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
+    return any(f"socket:[{line.split()[INODE]}]" in own for line in lines)
+
+
+def kill_each_once(upgrades: Upgrades, run_id: str, steps: set[str]) -> None:
+    """Kill the process of each step in its first try, once it is at work, while the run goes on."""
+    database = upgrades.airflow.instance.database
+    left = set(steps)
+    query = "select task_id, pid from task_instance where run_id = ? and state = 'running' and try_number = 1"
+    deadline = time.monotonic() + EVERY_LIMIT.total_seconds()
+    with (
+        contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection,
+        contextlib.closing(TaskTable(database, run_id)) as tasks,
+    ):
+        while left and tasks.run_state() in ("queued", "running") and time.monotonic() < deadline:
+            for task_id, pid in connection.execute(query, (run_id,)).fetchall():
+                if task_id in left and pid and at_work(int(pid)) and (process := Process.of(int(pid))):
+                    process.signal(signal.SIGKILL)
+                    left.remove(task_id)
+            time.sleep(LOOK_SECONDS)
+    assert not left, f"never seen at work: {sorted(left)}"
 
 
 def await_state(upgrades: Upgrades, run_id: str, task_id: str, wanted: str) -> None:
@@ -154,6 +190,14 @@ def everything_while_weaviate_works(upgrades: Upgrades, run_id: str) -> None:
     upgrades.airflow.up()
 
 
+EVERY_STEP = {
+    step
+    for step in ("check_request", "wait_operation", *ALL_AFTER_CHECK, "report_operation")
+    # What it does is told by its trigger; all of Airflow is killed while it waits, above.
+    if step != "wait_weaviate_backup"
+}
+
+
 @pytest.mark.parametrize(
     ("kind", "kill"),
     [
@@ -176,6 +220,18 @@ def test_a_backup_that_is_killed_ends_whole_or_not_at_all(
         check_end(lab, run)
     if kind == "full":
         compare(lab, run)
+
+
+def test_a_backup_whose_every_step_is_killed_once_is_whole(lab: Lab, upgrades: Upgrades) -> None:
+    run_id = upgrades.start("backup", type="full")
+    kill_each_once(upgrades, run_id, EVERY_STEP)
+    run = upgrades.ended(run_id, "backup")
+    tries = {task.task_id: task.try_number for task in run.client.task_states(run.dag_id, run.run_id)}
+    assert {step for step in EVERY_STEP if tries[step] < 2} == set()
+    assert run.state == "success", run.explain()
+    assert run.report["overall"] == "backed-up"
+    check_end(lab, run)
+    compare(lab, run)
 
 
 def test_two_at_once_are_both_whole(lab: Lab, upgrades: Upgrades) -> None:

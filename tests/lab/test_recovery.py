@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -195,21 +195,58 @@ def test_the_command_line_recovers_with_airflow_down(short_lease: Upgrades) -> N
     assert upgrades.specs() == before, "a run that was recovered changes nothing more"
 
 
-@pytest.mark.slow
-def test_a_run_that_is_marked_as_failed_is_recovered(short_lease: Upgrades) -> None:
-    upgrades = short_lease
-    before = upgrades.specs()
-    upgrades.client.await_dag(DAG)
-    run_id = upgrades.client.trigger(DAG, {"mode": "apply", "version": "v2", "components": COMPONENTS})
-    step = "components.weaviate.apply_image"
-    wait_until(
-        f"{step} at work",
-        lambda: state_of(upgrades, run_id, step) in ("running", "deferred"),
-        limit=timedelta(minutes=6),
-    )
+def marks_the_task_failed(upgrades: Upgrades, run_id: str, step: str) -> None:
+    upgrades.client.fail_task(DAG, run_id, step)
+
+
+def marks_the_run_failed(upgrades: Upgrades, run_id: str, step: str) -> None:
     upgrades.client.fail_run(DAG, run_id)
-    wait_for_recovery(upgrades)
-    assert assert_whole(upgrades, before) == "old"
+
+
+def deletes_the_run(upgrades: Upgrades, run_id: str, step: str) -> None:
+    upgrades.client.delete_run(DAG, run_id)
+
+
+def pauses_the_dag(upgrades: Upgrades, run_id: str, step: str) -> None:
+    upgrades.client.pause(DAG, paused=True)
+
+
+def clears_a_step_before(upgrades: Upgrades, run_id: str, step: str) -> None:
+    upgrades.client.clear_task(DAG, run_id, "components.weaviate.apply_image")
+
+
+@pytest.mark.parametrize(
+    ("does", "allowed"),
+    [
+        pytest.param(marks_the_task_failed, {"old"}, id="marks the task as failed"),
+        pytest.param(marks_the_run_failed, {"old"}, id="marks the run as failed", marks=pytest.mark.slow),
+        pytest.param(deletes_the_run, {"old"}, id="deletes the run", marks=pytest.mark.slow),
+        pytest.param(pauses_the_dag, {"old"}, id="pauses the DAG", marks=pytest.mark.slow),
+        pytest.param(clears_a_step_before, {"old", "new"}, id="clears a step before", marks=pytest.mark.slow),
+    ],
+)
+def test_whatever_a_person_does_in_the_middle_the_system_is_old_or_new(
+    short_lease: Upgrades, does: Callable[[Upgrades, str, str], None], allowed: set[str]
+) -> None:
+    """docs/how-to/abort-an-upgrade.md, line by line."""
+    upgrades, step = short_lease, "components.rag_api.wait_image"
+    before = upgrades.specs()
+    run_id = upgrades.start(mode="apply", version="v2", components=COMPONENTS)
+    at_work = ("running", "deferred")
+    wait_until(f"{step} at work", lambda: state_of(upgrades, run_id, step) in at_work, limit=timedelta(minutes=6))
+    try:
+        does(upgrades, run_id, step)
+        closed = wait_for_recovery(upgrades)
+    finally:
+        upgrades.client.pause(DAG, paused=False)
+    state = assert_whole(upgrades, before)
+    assert state in allowed
+    assert closed["outcome"] == {"old": "rolled-back", "new": "succeeded"}[state]
+    if does is marks_the_task_failed:
+        run = upgrades.ended(run_id)
+        assert run.state == "failed"
+        assert run.report["overall"] == "rolled-back"
+        assert closed["takeovers"] == [], "its own run has gone back"
 
 
 def test_an_upgrade_is_rolled_back_on_request(short_lease: Upgrades) -> None:

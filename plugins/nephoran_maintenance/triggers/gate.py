@@ -1,9 +1,13 @@
-"""Take samples of a component's metrics until they lead to a verdict, without holding a worker."""
+"""Take samples of a component's metrics until they lead to a verdict, without holding a worker.
+
+The look at the cluster is shared with everybody in the triggerer who waits for workloads in the same namespace.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -19,8 +23,8 @@ from nephoran_maintenance.domain.gate import (
     verdicts_of,
 )
 from nephoran_maintenance.errors import TransientError
-from nephoran_maintenance.hooks.async_cluster import AsyncClusterHook
 from nephoran_maintenance.hooks.async_prometheus import AsyncPrometheusHook
+from nephoran_maintenance.hooks.shared_looks import SharedLooks, shared_looks
 from nephoran_maintenance.triggers.base import Event, PollingTrigger
 from nephoran_maintenance.triggers.probe import append_samples, read_samples, unwritable
 
@@ -69,10 +73,12 @@ class GateTrigger(PollingTrigger):
     async def watch(self) -> Event:
         try:
             found = await asyncio.to_thread(self._begun)
-            async with (
-                AsyncClusterHook(self.connection_id) as cluster,
-                AsyncPrometheusHook(self.prometheus_connection_id) as prometheus,
-            ):
+            async with AsyncExitStack() as stack:
+                prometheus = await stack.enter_async_context(AsyncPrometheusHook(self.prometheus_connection_id))
+                looks = {
+                    namespace: await stack.enter_async_context(shared_looks(self.connection_id, namespace))
+                    for namespace in {str(gate["namespace"]) for gate in self.gates}
+                }
                 seen: dict[str, str] = {}
                 while (verdicts := verdicts_of(found.values())) is None:
                     gate = min(self.gates, key=lambda one: found[one["head"]["component"]].next_at())
@@ -80,7 +86,7 @@ class GateTrigger(PollingTrigger):
                     due = found[component].next_at()
                     while self.now() < due:
                         await self.pause()
-                    sample = await self._look(cluster, prometheus, gate, due)
+                    sample = await self._look(looks[gate["namespace"]], prometheus, gate, due)
                     await asyncio.to_thread(self._keep, [sample_line(component, sample)])
                     seen[component] = sample.problem or f"{len(sample.pods)} pods have series"
                     self.log_change(*(f"{name}: {what}" for name, what in seen.items()))
@@ -104,11 +110,12 @@ class GateTrigger(PollingTrigger):
         append_samples(Path(self.samples_path), lines)
 
     async def _look(
-        self, cluster: AsyncClusterHook, prometheus: AsyncPrometheusHook, gate: Mapping[str, Any], at: datetime
+        self, looks: SharedLooks, prometheus: AsyncPrometheusHook, gate: Mapping[str, Any], at: datetime
     ) -> Sample:
         try:
-            workload = await cluster.get(gate["kind"], gate["name"], gate["namespace"])
-            planned = planned_pods(await cluster.pods_of(workload))
+            look = await looks.look(gate["kind"])
+            workload = look.workload(gate["name"]) or await looks.find(gate["kind"], gate["name"])
+            planned = planned_pods(look.pods_of(workload))
             answers = {name: await prometheus.query(promql, at) for name, promql in gate["queries"].items()}
         except TransientError as error:
             return Sample(at, problem=error.message)

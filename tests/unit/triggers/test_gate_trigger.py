@@ -113,6 +113,26 @@ async def test_is_open_after_five_minutes_of_good_samples(
     assert len(prometheus.asked) == 21 * len(QUERIES)
 
 
+async def test_gates_at_work_at_once_share_their_looks_at_the_cluster(
+    clock: Clock, prometheus: FakePrometheus, fake_cluster: FakeCluster, tmp_path: Path
+) -> None:
+    lists: list[str] = []
+
+    def count(request: Received) -> Reply | None:
+        if request.method == "GET" and request.path.endswith("/pods"):
+            lists.append(request.path)
+        return None
+
+    fake_cluster.fail = count
+    await only_event(trigger(tmp_path / "alone"))
+    alone = len(lists)
+    assert alone == 21
+    lists.clear()
+    found = await asyncio.gather(*(only_event(trigger(tmp_path / f"gate-{number}")) for number in range(4)))
+    assert [verdict(one)[0] for one in found] == ["open"] * 4
+    assert len(lists) < 2 * alone
+
+
 async def test_closes_on_a_bad_release_at_the_second_sample(
     clock: Clock, prometheus: FakePrometheus, tmp_path: Path
 ) -> None:
