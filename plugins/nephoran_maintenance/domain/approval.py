@@ -153,13 +153,17 @@ def judge(
             f"{approval.plan_hash[:HASH_DIGITS]}: the question is one of an earlier try of this run",
             hint="Trigger a new run; its question shows the plan as it is now.",
         )
-    why = _why_not(rule, approval, by, choice)
+    why = why_not(rule, approval.approvers(), by, choice)
     if at > expires_at:
         why = f"it came after {minute(expires_at)}"
     return Answer(by=by, at=at, choice=choice, counts=not why, why=why)
 
 
-def _why_not(rule: Rule, approval: Approval, by: str | None, choice: Choice) -> str:
+def why_not(rule: Rule, approved_by: Sequence[str], by: str | None, choice: Choice) -> str:
+    """Return why somebody's answer does not count; empty when it does.
+
+    :param approved_by: whose approval counts already.
+    """
     if by is None:
         return "nobody is recorded as its author"
     if by not in rule.approvers:
@@ -170,7 +174,7 @@ def _why_not(rule: Rule, approval: Approval, by: str | None, choice: Choice) -> 
         return ""
     if by == rule.requester and not rule.requester_counts:
         return f"{by} asked for the change"
-    if by in approval.approvers():
+    if by in approved_by:
         return f"{by} has approved already, and two persons are needed"
     return ""
 

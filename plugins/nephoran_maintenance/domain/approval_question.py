@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from nephoran_maintenance.domain.approval import REJECT, Approval, Rule, approve_option, minute
+from nephoran_maintenance.domain.plain_text import plain
 from nephoran_maintenance.domain.plan import Plan
 from nephoran_maintenance.domain.plan_words import changed_lines, in_words
 
@@ -41,7 +42,7 @@ def body(
             _answers(rule, approval),
             f"**Plan** `{approval.plan_hash}`",
             *(_change(change.diff, in_words(change)) for change in plan.changes),
-            *(f"* {_plain(note)}" for note in plan.nothing_to_do),
+            *(f"* {plain(note)}" for note in plan.nothing_to_do),
             "**Findings to heed**" if heed else "**Findings to heed**: none.",
             *(["\n".join(_finding(finding) for finding in heed[:MOST_FINDINGS])] if heed else []),
             *([f"… and {len(heed) - MOST_FINDINGS} more."] if len(heed) > MOST_FINDINGS else []),
@@ -52,19 +53,19 @@ def body(
 def _head(rule: Rule, approval: Approval, asked_at: datetime, expires_at: datetime, reason: str | None) -> str:
     minutes = max(0, round((expires_at - asked_at).total_seconds() / 60))
     rows = [
-        ("asked for by", _plain(rule.requester or "nobody that Airflow knows")),
+        ("asked for by", plain(rule.requester or "nobody that Airflow knows")),
         ("category", rule.category),
-        ("reason", _plain(reason) if reason else "none given"),
+        ("reason", plain(reason) if reason else "none given"),
         ("until", f"{minute(expires_at)}, {minutes // 60} h {minutes % 60} min after this question"),
         ("answers needed", f"{approval.missing()} of {approval.needed}"),
     ]
     if approval.approvers():
-        rows.append(("approved already by", ", ".join(map(_plain, approval.approvers()))))
+        rows.append(("approved already by", ", ".join(map(plain, approval.approvers()))))
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
 def _answers(rule: Rule, approval: Approval) -> str:
-    names = [_plain(name) for name in rule.may_approve() if name not in approval.approvers()]
+    names = [plain(name) for name in rule.may_approve() if name not in approval.approvers()]
     return (
         f"`{approve_option(approval.plan_hash)}` counts from {' or '.join(names)}; `{REJECT}` from every approver and from "
         "the one who asked. Another answer does not count, and the question comes again. Rejected, or not answered in "
@@ -75,15 +76,9 @@ def _answers(rule: Rule, approval: Approval) -> str:
 
 def _change(diff: str, words: str) -> str:
     lines = changed_lines(diff)
-    return "\n".join([f"* {_plain(words)}", "", "```diff", *(line.replace("```", "'''") for line in lines), "```"])
+    return "\n".join([f"* {plain(words)}", "", "```diff", *(line.replace("```", "'''") for line in lines), "```"])
 
 
 def _finding(finding: Mapping[str, Any]) -> str:
-    text = f"* {finding['severity']}, {finding['check']} of {_plain(finding['object'])}: {_plain(finding['observed'])}"
-    return f"{text}. {_plain(finding['hint'])}" if finding.get("hint") else text
-
-
-def _plain(text: object) -> str:
-    """Return a text of somebody else as it stands, on one line, without a meaning for Markdown."""
-    flat = " ".join(str(text).split())
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>#|!~" else letter for letter in flat)
+    text = f"* {finding['severity']}, {finding['check']} of {plain(finding['object'])}: {plain(finding['observed'])}"
+    return f"{text}. {plain(finding['hint'])}" if finding.get("hint") else text

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nephoran_maintenance.domain.approval import check_rule, rule_for
+from nephoran_maintenance.domain.gate_question import check_persons
 from nephoran_maintenance.domain.intents import served_kinds
 from nephoran_maintenance.domain.patches import container_of
 from nephoran_maintenance.domain.preflight import check_permissions
@@ -17,7 +18,7 @@ from nephoran_maintenance.domain.upgrade import (
 from nephoran_maintenance.engine.live import container_name
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import StepOperator, checked_params
-from nephoran_maintenance.sensors.gate import check_queries
+from nephoran_maintenance.operators.gate_queries import check_queries
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -50,7 +51,10 @@ class CheckRequestOperator(StepOperator):
         if changing:
             check_queries(profile)
         if request.mode == "apply":
-            check_rule(rule_for(profile, request.category, context["dag_run"].triggering_user_name))
+            rule = rule_for(profile, request.category, context["dag_run"].triggering_user_name)
+            check_rule(rule)
+            if not profile.gate.off and profile.category(request.category).unknown_metrics == "ask":
+                check_persons(rule)
         chosen = [profile.component(name) for name in request.components]
         if changing or request.version or request.images:
             chosen = requested_components(request, profile)

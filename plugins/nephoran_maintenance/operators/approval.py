@@ -20,6 +20,7 @@ from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.admission import request_of
 from nephoran_maintenance.operators.base import StepOperator, finish_step, journal_of, pull, refuse_closed
 from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY, PLANNED_AT_KEY
+from nephoran_maintenance.operators.questions import ask
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -134,9 +135,6 @@ class WaitApprovalOperator(StepOperator):
 
         :raises PermanentError: ``approval-expired``.
         """
-        from airflow.sdk.exceptions import TaskAwaitingInput
-        from airflow.sdk.execution_time.hitl import upsert_hitl_detail
-
         expires_at, now = self.expires_at(context, rule), datetime.now(UTC)
         approval = approval.model_copy(update={"expires_at": expires_at})
         if now >= expires_at:
@@ -145,15 +143,8 @@ class WaitApprovalOperator(StepOperator):
         self.record(context, approval)
         headline, text = self.question(context, rule, approval, now)
         self.log.info("Waiting for %d approvals until %s", approval.missing(), decisions.minute(expires_at))
-        # No assigned users: they are compared by id, which is a number in some auth managers, and the profile has names.
-        upsert_hitl_detail(
-            ti_id=context["ti"].id,
-            options=[approve_option(approval.plan_hash), REJECT],
-            params={},  # with none at all Airflow 3.3 can't show the question
-            subject=headline,
-            body=text,
-        )
-        raise TaskAwaitingInput(method_name="resume_step", timeout=expires_at - now)
+        options = [approve_option(approval.plan_hash), REJECT]
+        ask(context, options=options, subject=headline, body=text, within=expires_at - now)
 
     def finish(self, context: Context, approval: Approval) -> Any:
         self.record(context, approval)

@@ -91,7 +91,7 @@ def check_images(step: StepOperator, context: Context) -> Findings:
 def check_gates(step: StepOperator, context: Context) -> Findings:
     from nephoran_maintenance.domain.gate import REQUESTS
     from nephoran_maintenance.hooks.prometheus_api import PrometheusHook
-    from nephoran_maintenance.sensors.gate import queries_of
+    from nephoran_maintenance.operators.gate_queries import queries_of
 
     profile, findings = step.profile, []
     prometheus = PrometheusHook(profile.connections.prometheus)

@@ -45,8 +45,9 @@ from nephoran_maintenance.operators.base import (
     pull_all,
     states_of,
 )
+from nephoran_maintenance.operators.gate_queries import gated_components
 from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY
-from nephoran_maintenance.sensors.gate import GATE_KEY, gated_components, row_without_verdict
+from nephoran_maintenance.sensors.gate import GATE_KEY, row_without_verdict
 from nephoran_maintenance.settings import PAGES_PREFIX, PROJECT_ROOT, report_folder
 
 if TYPE_CHECKING:

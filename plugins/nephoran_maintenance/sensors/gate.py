@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from nephoran_maintenance.domain.approval import minute
 from nephoran_maintenance.domain.gate import (
     BASELINE_QUERIES,
-    QUERIES,
     Baseline,
     Recording,
     baseline_of,
@@ -19,10 +19,23 @@ from nephoran_maintenance.domain.gate import (
     unmeasured,
     verdicts_of,
 )
+from nephoran_maintenance.domain.gate_question import (
+    ROLL_BACK,
+    body,
+    in_doubt,
+    judge,
+    let_stand,
+    stand_option,
+    subject,
+    why_back,
+)
 from nephoran_maintenance.domain.report import NOT_MEASURED
 from nephoran_maintenance.errors import PermanentError, TransientError
-from nephoran_maintenance.hooks.promql import read_queries
-from nephoran_maintenance.operators.base import StepOperator, finish_change_step, operation_of
+from nephoran_maintenance.operators.admission import request_of
+from nephoran_maintenance.operators.approval import as_moment, rule_of
+from nephoran_maintenance.operators.base import StepOperator, finish_change_step, operation_of, pull
+from nephoran_maintenance.operators.gate_queries import gated_components, names_of, queries_of
+from nephoran_maintenance.operators.questions import ask
 from nephoran_maintenance.settings import report_folder
 
 if TYPE_CHECKING:
@@ -30,9 +43,10 @@ if TYPE_CHECKING:
 
     from nephoran_maintenance.domain.journal import Journal
     from nephoran_maintenance.hooks.cluster import ClusterHook
-    from nephoran_maintenance.profile import Component, SystemProfile
+    from nephoran_maintenance.profile import Component
 
 GATE_KEY = "gate"
+QUESTION_KEY = "question"
 LONGEST_READING = timedelta(minutes=10)
 """How long reading may take on top of the gate itself, when Prometheus answers slowly."""
 
@@ -41,6 +55,9 @@ Row = dict[str, Any]
 
 class MetricGateSensor(StepOperator):
     """Succeed when the gate is open; fail, so that the change goes back, when it is closed or unknown.
+
+    Where the category of the change says so, an approver is asked about an unknown one, within the profile's
+    ``gate.answer_minutes``; the row of a gate that they let stand says so.
 
     It reads the metrics before the change (the baseline) and defers; the samples are kept beside the report. Returns,
     and on failure leaves in the XCom ``gate``, one row per component: ``Verdict.to_dict()`` with ``samples``, the name of
@@ -78,6 +95,8 @@ class MetricGateSensor(StepOperator):
 
     def resume(self, context: Context, event: dict[str, Any]) -> Any:
         journal = self.journals().read(operation_of(context))
+        if "state" not in event:
+            return self.answered(context, journal, event)
         if event["state"] == "complete":
             return self.conclude(context, journal, event["verdicts"])
         rows = [unmeasured(component.name, event["message"]).to_dict() for component in self.gated(journal)]
@@ -168,6 +187,8 @@ class MetricGateSensor(StepOperator):
     def conclude(self, context: Context, journal: Journal, verdicts: Sequence[Mapping[str, Any]]) -> Any:
         """Return the rows when every gate is open.
 
+        What is unknown is asked a person where the category of the change says so.
+
         :raises PermanentError: ``gate-closed`` or ``gate-unknown``.
         """
         by_name = {verdict["component"]: verdict for verdict in verdicts}
@@ -180,10 +201,19 @@ class MetricGateSensor(StepOperator):
         if all(row["state"] == "open" for row in rows):
             return self.finish(context, journal, rows)
         context["ti"].xcom_push(key=GATE_KEY, value=rows)
+        if in_doubt(rows) and self.asks(context):
+            self.ask(context, rows, datetime.now(UTC))
+        raise self.refused(rows)
+
+    def refused(self, rows: Sequence[Row], why: str = "") -> PermanentError:
+        """Return the error that takes the change back.
+
+        :param why: what a person who was asked has to do with it.
+        """
         shut = [row for row in rows if row["state"] == "closed"] or [row for row in rows if row["state"] == "unknown"]
         closed = shut[0]["state"] == "closed"
-        text = "; ".join(row["message"] for row in shut)
-        raise PermanentError(
+        text = "; ".join([*(row["message"] for row in shut), *([why] if why else [])])
+        return PermanentError(
             "gate-closed" if closed else "gate-unknown",
             f"the metrics do not let the change stand: {text}" if closed else f"the metrics can't be judged: {text}",
             context={
@@ -194,53 +224,66 @@ class MetricGateSensor(StepOperator):
             hint=shut[0]["hint"],
         )
 
+    # ------------------------------------------------------------------------------------------- what a person is asked
+
+    def asks(self, context: Context) -> bool:
+        """Return whether the category of the change has a person decide about metrics that can't be judged."""
+        return self.profile.category(request_of(context).category).unknown_metrics == "ask"
+
+    def ask(self, context: Context, rows: list[Row], asked_at: datetime, ends_at: datetime | None = None) -> NoReturn:
+        """Put the question and wait for its answer without a worker.
+
+        :param ends_at: the end of the time where it was asked before.
+        :raises PermanentError: ``gate-unknown`` when nobody may answer, or the time is over.
+        """
+        rule, unknown = rule_of(self, context), in_doubt(rows)
+        until = ends_at or asked_at + timedelta(minutes=self.profile.gate.answer_minutes)
+        if not rule.may_approve():
+            raise self.refused(rows, "nobody that the profile names may let it stand")
+        if asked_at >= until:
+            raise self.refused(rows, why_back(None, until))
+        question = {"rows": rows, "asked_at": asked_at.isoformat(), "until": until.isoformat()}
+        context["ti"].xcom_push(key=QUESTION_KEY, value=question)
+        self.log.info("Asking whether the change stands until %s", minute(until))
+        ask(
+            context,
+            options=[stand_option(asked_at), ROLL_BACK],
+            subject=subject(unknown, until),
+            body=body(rule, unknown, asked_at, until),
+            within=until - asked_at,
+        )
+
+    def answered(self, context: Context, journal: Journal, event: Mapping[str, Any]) -> Any:
+        """Let the change stand or go back as a person says; ask again after an answer that does not count."""
+        question = pull(context, self.task_id, QUESTION_KEY)
+        rows, until = question["rows"], datetime.fromisoformat(question["until"])
+        if "error" in event:
+            raise self.refused(rows, why_back(None, until))
+        answer = judge(
+            rule_of(self, context),
+            by=(event.get("responded_by_user") or {}).get("name"),
+            at=as_moment(event["responded_at"]),
+            chosen=event["chosen_options"],
+            asked_at=datetime.fromisoformat(question["asked_at"]),
+        )
+        if not answer.counts:
+            self.log.warning("The answer of %s does not count: %s", answer.by, answer.why)
+            self.ask(context, rows, datetime.now(UTC), until)
+        if answer.choice == "reject":
+            raise self.refused(rows, why_back(answer, until))
+        self.check_forward(journal)
+        self.log.warning("%s lets the change stand though its metrics can't be judged", answer.by)
+        return self.finish(context, journal, let_stand(rows, answer))
+
     def finish(self, context: Context, journal: Journal, rows: list[Row]) -> Any:
         if self.component is None:
             return rows
         return finish_change_step(context, journal, self.profile, self.task_id, rows)
 
 
-def gated_components(profile: SystemProfile, component: str | None = None) -> list[Component]:
-    """Return the components that a gate judges: one, or all that have one."""
-    chosen = profile.components if component is None else (profile.component(component),)
-    return [one for one in chosen if one.gate]
-
-
 def samples_name(component: str | None) -> str:
     """Return the name of a gate's file of samples in the folder of the report."""
     return f"gate-samples-{component}.jsonl" if component else "gate-samples.jsonl"
-
-
-def names_of(component: Component) -> list[str]:
-    """Return the names of the queries that a component's gate needs."""
-    return [name for name, metrics in QUERIES.items() if set(metrics) & set(component.gate)]
-
-
-def check_queries(profile: SystemProfile) -> None:
-    """Check that every gate of a profile has its queries, which is better known before something is changed.
-
-    :raises PermanentError: ``gate-queries-missing`` or ``prometheus-query-invalid``.
-    """
-    for component in [] if profile.gate.off else gated_components(profile):
-        place = {"namespace": profile.namespace_of(component), "kind": "Deployment", "name": component.name}
-        queries_of(component, names_of(component), place, timedelta(seconds=profile.gate.window_seconds))
-
-
-def queries_of(
-    component: Component, names: Iterable[str], place: Mapping[str, str], window: timedelta
-) -> dict[str, str]:
-    """Return queries of a component for its workload.
-
-    :raises PermanentError: ``gate-queries-missing`` or ``prometheus-query-invalid``.
-    """
-    return read_queries(
-        component.name,
-        names,
-        namespace=place["namespace"],
-        kind=place["kind"],
-        workload=place["name"],
-        window=window,
-    )
 
 
 def changed_at(journal: Journal) -> datetime:

@@ -15,7 +15,9 @@ from nephoran_maintenance.hooks.async_cluster import AsyncClusterHook
 from nephoran_maintenance.hooks.journal_store import OPEN_JOURNALS
 from nephoran_maintenance.triggers.base import Event, PollingTrigger
 
-AT_WORK = frozenset({"queued", "running", "deferred", "restarting", "up_for_retry", "up_for_reschedule"})
+AT_WORK = frozenset(
+    {"queued", "running", "deferred", "awaiting_input", "restarting", "up_for_retry", "up_for_reschedule"}
+)
 BESIDE = frozenset({HOLD_LEASE, MEASURE_TRAFFIC})
 """Steps that stay deferred as long as the run does; they say nothing about whether it moves."""
 OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})

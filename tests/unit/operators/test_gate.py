@@ -15,6 +15,7 @@ from tests.unit.fake_cluster import own, tag_of
 from tests.unit.fake_prometheus import nothing
 from tests.unit.hooks.fake_servers import Reply
 from tests.unit.operators.conftest import COMPONENTS, System
+from tests.unit.operators.test_approval import with_approvers
 
 RAG, LLM = "components.rag_api.verify_metrics", "components.llm_processor.verify_metrics"
 WHOLE = "verify_metrics"
@@ -138,6 +139,78 @@ def test_metrics_that_can_not_be_judged_take_the_change_back(
     assert run.report["overall"] == "rolled-back"
     assert run.report["gates"][0]["state"] == "unknown"
     assert system.specs() == before
+
+
+def asking(system: System, *answers: tuple[str | None, str]) -> dict[str, Any]:
+    """Make metrics that can't be judged a question, with these answers to it, and return the specs of before."""
+    with_approvers(system, "ada", "grace", minor={"unknown_metrics": "ask"})
+    system.with_gates()
+    system.outside.prometheus.pods = nothing
+    system.persons.answers += answers
+    return system.specs()
+
+
+def test_a_person_lets_metrics_that_can_not_be_judged_stand(system: System) -> None:
+    asking(system, ("operator", "approve"), ("ada", "approve"), ("grace", "approve"))
+    run = system.upgrade(components=["rag-api"])
+    assert run.surprises == []
+    assert system.persons.answers == []
+    assert run.report["overall"] == "succeeded", run.report["failed_steps"]
+    rows = run.report["gates"]
+    assert {row["state"] for row in rows} == {"let stand"}
+    assert "ada let it stand at" in rows[0]["message"]
+    assert "ada let it stand at" in page_of(run.report)
+    first, again, whole = system.persons.questions
+    assert (first.step, again.step, whole.step) == (RAG, RAG, WHOLE)
+    assert "The metrics of rag-api can't be judged" in first.subject
+    assert "counts from ada or grace" in first.body
+    assert "within 30 min everything that was changed goes back" in first.body
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        pytest.param(("grace", "reject"), "grace took it back at", id="an approver"),
+        pytest.param(("operator", "reject"), "operator took it back at", id="who asked for it"),
+        pytest.param((None, "nobody"), "nobody let the change stand until", id="nobody in time"),
+    ],
+)
+def test_without_a_person_who_lets_them_stand_they_take_the_change_back(
+    system: System, answer: tuple[str | None, str], words: str
+) -> None:
+    before = asking(system, answer)
+    run = system.upgrade(components=["rag-api"])
+    assert run.surprises == []
+    assert "[gate-unknown]" in run.error(RAG)
+    assert words in run.error(RAG)
+    assert run.report["overall"] == "rolled-back"
+    assert run.report["gates"][0]["state"] == "unknown"
+    assert system.specs() == before
+
+
+def test_an_answer_to_an_earlier_question_does_not_count(system: System) -> None:
+    asking(system, ("ada", "Let it stand, asked 00:00:00"), ("ada", "reject"))
+    run = system.upgrade(components=["rag-api"])
+    assert [question.step for question in system.persons.questions] == [RAG, RAG]
+    assert run.report["overall"] == "rolled-back"
+
+
+def test_a_gate_that_is_closed_is_no_question(system: System) -> None:
+    with_approvers(system, "ada", minor={"unknown_metrics": "ask"})
+    system.with_gates()
+    bad_release(system, "rag-api")
+    run = system.upgrade(components=["rag-api"])
+    assert system.persons.questions == []
+    assert "[gate-closed]" in run.error(RAG)
+
+
+def test_a_question_that_nobody_could_answer_is_refused_before_anything_is_changed(system: System) -> None:
+    with_approvers(system, minor={"unknown_metrics": "ask"})
+    system.with_gates()
+    run = system.upgrade(components=["rag-api"])
+    assert "[approvers-missing]" in run.error("check_request")
+    assert "set the category's `unknown_metrics` to roll-back" in run.error("check_request")
+    assert system.writes() == []
 
 
 def test_a_prometheus_that_is_away_is_waited_for_and_then_unknown(system: System) -> None:
