@@ -70,13 +70,15 @@ class FakeWeaviate:
 
 
 class BackedUpWeaviate(FakeWeaviate):
-    """It writes its backups into a staging bucket at once; ``refuse`` is why it does not, ``status`` how they end."""
+    """It writes its backups into a staging bucket at once; ``refuse`` is why it does not, ``reasons`` why the next ones fail."""
 
     def __init__(self, staging: FakeS3) -> None:
         super().__init__()
         self.staging = staging
         self.refuse = ""
-        self.status = "SUCCESS"
+        self.reasons: list[str] = []
+        self.failed: dict[str, str] = {}
+        """Why those have failed that did, by id."""
         self.asked: list[dict[str, Any]] = []
         self.collections = {"TelecomKnowledge": ["id-1", "id-2"]}
 
@@ -94,8 +96,11 @@ class BackedUpWeaviate(FakeWeaviate):
 
     def back_up(self, backup_id: str, base_id: str) -> dict[str, Any]:
         names = list(self.collections)
+        self.failed.pop(backup_id, None)
+        if self.reasons:
+            self.failed[backup_id] = self.reasons.pop(0)
         node = {"classes": [{"name": name, "chunks": {"1": []}} for name in names]}
-        whole = {"status": self.status, "serverVersion": "1.39.0", "baseBackupId": base_id}
+        whole = {"status": self.answer(backup_id)["status"], "serverVersion": "1.39.0", "baseBackupId": base_id}
         files = {f"weaviate-0/{name}/chunk-1": f"vectors of {name}".encode() * 10 for name in names}
         files["weaviate-0/backup.json"] = json.dumps(node).encode()
         files["backup_config.json"] = json.dumps({**whole, "nodes": {"weaviate-0": {"classes": names}}}).encode()
@@ -106,6 +111,7 @@ class BackedUpWeaviate(FakeWeaviate):
     def answer(self, backup_id: str) -> dict[str, Any]:
         times = {"startedAt": "2026-11-23T10:00:00.5Z", "completedAt": "2026-11-23T10:00:02Z"}
         path = f"s3://{self.staging.bucket}/{backup_id}"
-        error = "" if self.status == "SUCCESS" else "disk full"
+        error = self.failed.get(backup_id, "")
+        status = "FAILED" if error else "SUCCESS"
         # Like 1.39 it does not say here what it was built on.
-        return {"id": backup_id, "status": self.status, "path": path, "error": error, **times}
+        return {"id": backup_id, "status": status, "path": path, "error": error, **times}

@@ -10,14 +10,18 @@ from typing import Any, Literal
 
 from packaging.version import InvalidVersion, Version
 
-from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.errors import PermanentError, TransientError
 
 State = Literal["progressing", "complete", "failed", "cancelled", "stalled"]
-RefusalKind = Literal["in-progress", "exists", "module-missing", "backend-not-viable", "base-unusable", "other"]
+RefusalKind = Literal[
+    "in-progress", "reindexing", "exists", "module-missing", "backend-not-viable", "base-unusable", "other"
+]
 
 AT_WORK = ("STARTED", "TRANSFERRING", "TRANSFERRED", "FINALIZING", "CANCELLING")
 CANCELLED = ("CANCELED", "CANCELLED")
 INCREMENTAL_SINCE = Version("1.37")
+REINDEXING = "runtime-reindex in flight"
+"""Words of 1.39 for one reason alone: it rebuilds an index, or, soon after a restart, can't tell yet whether it does."""
 BACKUP_ID = re.compile(r"[a-z0-9_-]{1,128}")
 
 
@@ -84,6 +88,21 @@ def judge_backup(
     return BackupVerdict("progressing", status, progress, fingerprint)
 
 
+def is_reindexing(message: str) -> bool:
+    """Return whether a backup was refused, or has failed, because Weaviate may be rebuilding an index."""
+    return REINDEXING in message
+
+
+def reindexing_error(backup_id: str, message: str) -> TransientError:
+    """Return the error for a backup that has to wait until no index is rebuilt any more."""
+    return TransientError(
+        "weaviate-reindexing",
+        f"Weaviate makes no backup {backup_id} while an index may be rebuilt: {message}",
+        context={"backup": backup_id},
+        hint="Try again later: GET /v1/schema/<collection>/indexes says whether each index is ready.",
+    )
+
+
 @dataclass(frozen=True)
 class Refusal:
     """Why Weaviate did not start a backup.
@@ -107,6 +126,8 @@ _REFUSALS: tuple[tuple[RefusalKind, re.Pattern[str]], ...] = (
 
 def refusal_of(message: str) -> Refusal:
     """Return what a refusal (status 422) of a new backup says."""
+    if is_reindexing(message):
+        return Refusal("reindexing", message)
     if found := _IN_PROGRESS.search(message):
         return Refusal("in-progress", message, found.group(1).strip("'\""))
     for kind, pattern in _REFUSALS:

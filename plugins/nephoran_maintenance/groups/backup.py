@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import TaskGroup, TriggerRule
@@ -59,6 +60,9 @@ def backup_steps(profile: SystemProfile, *, before_change: bool = False) -> tupl
         base_id=f"{{{{ {told}['base_id'] }}}}",
         staging_connection_id=profile.connections.object_store_staging,
         staging_bucket=profile.backup.staging_bucket,
+        # Weaviate 1.39 may need a minute after a restart before it can make a backup.
+        retries=3,
+        retry_delay=timedelta(seconds=20),
         **account,
     )
     release_staging = ReleaseStagingOperator(task_id=RELEASE_STAGING, **about)

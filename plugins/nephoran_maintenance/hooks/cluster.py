@@ -185,18 +185,29 @@ class ClusterHook:
         if body is not None:
             headers["Content-Type"] = content_type
         read_seconds = (timeout or self.read_timeout).total_seconds()
-        answer = self._send(method, target, about, headers, body, read_seconds)
-        if is_refusal(answer.status, answer.body):
+        answer = self._once_ready(
+            lambda: self._send(method, target, about, headers, body, read_seconds), about, read_seconds
+        )
+        if raise_for_status and not 200 <= answer.status <= 299:
+            raise self._error_of(answer, about)
+        return answer
+
+    def _once_ready(self, ask: Callable[[], Result], about: Request, read_seconds: float) -> Result:
+        """Return an answer, that of a second try where the API server itself has refused.
+
+        :raises TransientError: ``cluster-unavailable`` when it refuses because it is starting.
+        """
+        answer = ask()
+        if isinstance(answer, Answer) and is_refusal(answer.status, answer.body):
             ready = self._send("GET", READY_PATH, about, {}, None, min(READY_TIMEOUT_SECONDS, read_seconds))
             if is_starting(ready.status):
                 raise starting_error(ready.status, about, self.connection_id, self.server)
             # It may have become ready in between.
-            answer = self._send(method, target, about, headers, body, read_seconds)
-        if raise_for_status and not 200 <= answer.status <= 299:
-            raise status_error(
-                answer.status, answer.body, about, self.connection_id, self.server, self.settings.secrets
-            )
+            answer = ask()
         return answer
+
+    def _error_of(self, answer: Answer, about: Request) -> MaintenanceError:
+        return status_error(answer.status, answer.body, about, self.connection_id, self.server, self.settings.secrets)
 
     def _send(
         self, method: str, target: str, about: Request, headers: Mapping[str, str], body: object, read_seconds: float
@@ -647,24 +658,25 @@ class ClusterHook:
     def _passed_on(self, path: str, about: Request, timeout: timedelta) -> Answer:
         answer = self.request("GET", path, about, accept="*/*", timeout=timeout, raise_for_status=False)
         if answer.status in (401, 403, 404) and is_status_object(answer.body):
-            raise status_error(
-                answer.status, answer.body, about, self.connection_id, self.server, self.settings.secrets
-            )
+            raise self._error_of(answer, about)
         return answer
+
+    # ---------------------------------------------------------------------------------------------- streams to a pod
 
     @contextmanager
     def port_forward(self, namespace: str, pod: str, port: int) -> Iterator[str]:
         """Make a pod's port reachable on loopback for the duration of the block and yield its URL, without a slash.
 
         Each connection that is made to it is carried by its own stream through the API server, so the pod is the one
-        that was named, whatever a Service or a network policy would choose.
+        that was named, whatever a Service or a network policy would choose. One whose stream is refused is closed.
 
-        :raises MaintenanceError: when the pod does not exist or forwarding is forbidden.
+        :raises MaintenanceError: when the pod does not exist or may not be read.
         """
         from nephoran_maintenance.hooks.port_forwarding import PortForwarder
 
         self.get("Pod", pod, namespace)
-        with PortForwarder(self._new_api_client, namespace, pod, port) as forwarder:
+        query = [("ports", str(port))]
+        with PortForwarder(lambda: self._pod_socket(namespace, pod, "portforward", query), pod, port) as forwarder:
             yield f"http://127.0.0.1:{forwarder.local_port}"
 
     def exec_stream(self, namespace: str, pod: str, container: str, command: Sequence[str]) -> ExecStream:
@@ -674,16 +686,42 @@ class ClusterHook:
         """
         from nephoran_maintenance.hooks.pod_exec import ExecStream
 
+        query = [("container", container), ("stdout", "true"), ("stderr", "true"), ("command", [*command])]
         return ExecStream(
-            self.api_client,
-            namespace,
-            pod,
-            container,
-            command,
-            connection_id=self.connection_id,
-            server=self.server,
-            secrets=self.settings.secrets,
+            lambda: self._pod_socket(namespace, pod, "exec", query), namespace, pod, container, command[0]
         )
+
+    def _pod_socket(self, namespace: str, pod: str, subresource: str, query: Sequence[tuple[str, object]]) -> Any:
+        """Return a websocket that the API server carries to a pod.
+
+        What the API server refuses counts once it is ready, as in :meth:`request`.
+
+        :raises MaintenanceError: see :meth:`request`.
+        """
+        about = Request("create", f"pods/{subresource}", namespace, pod)
+        path = resource_path(RESOURCES["Pod"], namespace, pod, subresource)
+        opened = self._once_ready(
+            lambda: self._shake_hands(path, query, about), about, self.read_timeout.total_seconds()
+        )
+        if isinstance(opened, Answer):
+            raise self._error_of(opened, about)
+        return opened
+
+    def _shake_hands(self, path: str, query: Sequence[tuple[str, object]], about: Request) -> Any:
+        """Return a websocket, or the answer of a server that opens none."""
+        from kubernetes.stream import ws_client
+        from websocket import WebSocketBadStatusException, WebSocketException
+
+        headers: dict[str, str] = {}
+        self.api_client.update_params_for_auth(headers, [], ["BearerToken"])
+        configuration = self.api_client.configuration
+        try:
+            url = ws_client.get_websocket_url(configuration.host + path, query)
+            return ws_client.create_websocket(configuration, url, headers)
+        except WebSocketBadStatusException as error:
+            return Answer(error.status_code, error.resp_body or b"")
+        except (WebSocketException, OSError, ValueError) as error:
+            raise unreachable_error(self.server, self.connection_id, error, about) from error
 
 
 class KubeconfigClusterHook(ClusterHook):

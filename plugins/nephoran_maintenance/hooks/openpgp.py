@@ -235,6 +235,13 @@ class OpenPgpHook:
             )
         return bytes(result.data).decode("ascii")
 
+    def try_signing(self, key: SigningKey) -> None:
+        """Sign something that nobody keeps: a wrong passphrase, or a key that has ended, is known only then.
+
+        :raises PermanentError: as :meth:`sign`.
+        """
+        self.sign(b"a trial", key)
+
     def verify(self, data: bytes, signature: str, signers: Iterable[PinnedKey]) -> Signature:
         """Return who signed these bytes and when.
 

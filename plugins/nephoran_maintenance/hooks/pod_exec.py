@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-from nephoran_maintenance.errors import MaintenanceError, TransientError
-from nephoran_maintenance.hooks.kubernetes_rest import (
-    RESOURCES,
-    Request,
-    resource_path,
-    status_error,
-    unreachable_error,
-)
+from nephoran_maintenance.errors import TransientError
 from nephoran_maintenance.hooks.outside_text import excerpt
 
 STDOUT, STDERR, STATUS = 1, 2, 3
@@ -55,45 +48,30 @@ class ExecStream:
 
     Nothing is gathered: while nobody reads, the command waits.
 
-    :param api_client: a ``kubernetes`` client, whose address and credentials are used.
+    :param open_socket: returns the websocket that the API server carries to the container; what it raises passes.
+    :param program: what errors call it.
     :param silence_limit: so long nothing may come at all.
     """
 
     def __init__(
         self,
-        api_client: Any,
+        open_socket: Callable[[], Any],
         namespace: str,
         pod: str,
         container: str,
-        command: Sequence[str],
+        program: str,
         *,
-        connection_id: str,
-        server: str,
-        secrets: Sequence[str] = (),
         silence_limit: timedelta = SILENCE_LIMIT,
     ) -> None:
-        self._api_client = api_client
+        self._open_socket = open_socket
         self._namespace, self._pod, self._container = namespace, pod, container
-        self._command = list(command)
-        self._connection_id, self._server, self._secrets = connection_id, server, secrets
+        self._program = program
         self._silence_limit = silence_limit
         self._socket: Any = None
         self._ended: Ended | None = None
 
     def __enter__(self) -> ExecStream:
-        from kubernetes.stream import ws_client
-        from websocket import WebSocketException
-
-        headers: dict[str, str] = {}
-        self._api_client.update_params_for_auth(headers, [], ["BearerToken"])
-        configuration = self._api_client.configuration
-        path = resource_path(RESOURCES["Pod"], self._namespace, self._pod, "exec")
-        query = [("container", self._container), ("stdout", "true"), ("stderr", "true"), ("command", self._command)]
-        try:
-            url = ws_client.get_websocket_url(configuration.host + path, query)
-            self._socket = ws_client.create_websocket(configuration, url, headers)
-        except (WebSocketException, OSError, ValueError) as error:
-            raise self._refused(error) from error
+        self._socket = self._open_socket()
         # The library's own way to wait asks the socket, which does not know what TLS has read already.
         self._socket.settimeout(self._silence_limit.total_seconds())
         return self
@@ -160,18 +138,10 @@ class ExecStream:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._broken(f"its status can't be read: {excerpt(status)}") from error
 
-    def _refused(self, error: Exception) -> MaintenanceError:
-        about = Request("create", "pods/exec", self._namespace, self._pod)
-        status = getattr(error, "status_code", None)
-        if status is None:
-            return unreachable_error(self._server, self._connection_id, error, about)
-        body = getattr(error, "resp_body", None) or b""
-        return status_error(int(status), body, about, self._connection_id, self._server, self._secrets)
-
     def _broken(self, problem: str) -> TransientError:
         return TransientError(
             "pod-stream-ended",
-            f"the stream of {self._command[0]} in {self._namespace}/{self._pod} is broken: {problem}",
+            f"the stream of {self._program} in {self._namespace}/{self._pod} is broken: {problem}",
             context={"pod": f"{self._namespace}/{self._pod}", "container": self._container},
             hint="Try again. If it stays, look at the pod, its node and what is between: proxies end streams that last.",
         )

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from nephoran_maintenance.errors import MaintenanceError
+
 CHUNK_BYTES = 64 * 1024
+
+log = logging.getLogger(__name__)
 
 
 class PortForwarder:
     """Accept connections on 127.0.0.1 and relay each over a forwarding stream of its own.
 
-    Every stream gets a client of its own, because the library opens a stream by exchanging a method of the client it is
-    given, which two threads must not do at once (kubernetes 36; needed until the library no longer does).
-
-    :param new_api_client: returns a fresh ``kubernetes`` client.
+    :param open_socket: returns a new websocket that the API server carries to the port.
     """
 
-    def __init__(self, new_api_client: Callable[[], Any], namespace: str, pod: str, port: int) -> None:
-        self._new_api_client = new_api_client
-        self._namespace = namespace
+    def __init__(self, open_socket: Callable[[], Any], pod: str, port: int) -> None:
+        self._open_socket = open_socket
         self._pod = pod
         self._port = port
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -65,8 +66,7 @@ class PortForwarder:
         try:
             if not self._remember(local):
                 return
-            stream = self._open_stream()
-            remote = stream.socket(self._port)
+            remote = self._new_stream().socket(self._port)
             if not self._remember(remote):
                 return
             back = threading.Thread(target=_pump, args=(remote, local), daemon=True)
@@ -75,12 +75,9 @@ class PortForwarder:
             back.join()
         except OSError:
             pass  # the caller of the forwarded port sees its connection closed
-        except Exception as error:
-            # edge of the library: it raises ApiException for everything, and there is nobody above a thread
-            from kubernetes.client import ApiException
-
-            if not isinstance(error, ApiException):
-                raise
+        except MaintenanceError as error:
+            # As above: there is nobody else above a thread.
+            log.info("No stream to port %s of %s: %s", self._port, self._pod, error)
         finally:
             for end in (remote, local):
                 if end is not None:
@@ -94,14 +91,10 @@ class PortForwarder:
                 self._open.add(end)
             return not self._closed
 
-    def _open_stream(self) -> Any:
-        from kubernetes import client
-        from kubernetes.stream import portforward
+    def _new_stream(self) -> Any:
+        from kubernetes.stream.ws_client import PortForward
 
-        api = client.CoreV1Api(self._new_api_client())
-        return portforward(
-            api.connect_get_namespaced_pod_portforward, self._pod, self._namespace, ports=str(self._port)
-        )
+        return PortForward(self._open_socket(), [self._port])
 
 
 def _pump(source: Any, target: Any) -> None:

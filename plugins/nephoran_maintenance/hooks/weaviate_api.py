@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
-from nephoran_maintenance.domain.weaviate_backup import BACKUP_ID, Refusal, refusal_of
+from nephoran_maintenance.domain.weaviate_backup import BACKUP_ID, Refusal, refusal_of, reindexing_error
 from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
 from nephoran_maintenance.hooks.connections import read_connection, read_connection_async
 from nephoran_maintenance.hooks.http_api import (
@@ -172,7 +172,8 @@ class WeaviateHook:
         :param backend: ``s3``, ``gcs`` or ``azure``; ``filesystem`` on a single node only.
         :param base_id: the backup to build on, of a server that can (1.37 and newer).
         :param cpu_percentage: how much of the processors it may use, 1 to 80; Weaviate's own default is 50.
-        :raises TransientError: ``weaviate-backup-in-progress``, with the other's id as ``other_id`` in the context.
+        :raises TransientError: ``weaviate-backup-in-progress``, with the other's id as ``other_id`` in the context;
+            ``weaviate-reindexing``.
         :raises PermanentError: ``weaviate-backup-exists`` or ``weaviate-backup-refused``.
         """
         checked_backup_id(backup_id)
@@ -345,6 +346,8 @@ _BACKUP_HINTS = {
 def _backup_refused(refusal: Refusal, backend: str, backup_id: str, connection_id: str) -> MaintenanceError:
     context = {"backup": backup_id, "backend": backend, "connection": connection_id}
     said = excerpt(refusal.message)
+    if refusal.kind == "reindexing":
+        return reindexing_error(backup_id, said)
     if refusal.kind == "in-progress":
         return TransientError(
             "weaviate-backup-in-progress",

@@ -107,7 +107,7 @@ class CheckBackupOperator(BackupStep):
             identifier = backup_id(choice.type, context["dag_run"].run_after, operation_of(context))
             session.backups.store.list(f"{session.backups.folder(identifier)}/")
             # A wrong passphrase, or a key that has ended, is known now and not after hours of reading.
-            session.pgp.sign(b"a trial", session.signing)
+            session.pgp.try_signing(session.signing)
             ending = expiring(session.pins, session.recipients, datetime.now(UTC))
             found = {
                 "backup_id": identifier,

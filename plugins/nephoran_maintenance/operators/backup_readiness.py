@@ -87,7 +87,7 @@ def check_signing_key(
         pgp.take_in(signers)  # with what its owner has said of it since: that it ends, or is revoked
         signing = pgp.import_signing_key(profile.connections.openpgp_signing, recipients)
         pin = check_signer(signing.fingerprint, signers)
-        pgp.sign(b"a trial", signing)
+        pgp.try_signing(signing)
         return check_life(SIGNING_KEY, find_key(pgp.keys(), pin).expires_at, at, needed_until)
     except PermanentError as error:
         return unusable(SIGNING_KEY, error)

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.sdk import BaseSensorOperator
 
 from nephoran_maintenance.airflow_edge import airflow_errors
-from nephoran_maintenance.domain.weaviate_backup import CANCELLED, has_incremental, is_final
+from nephoran_maintenance.domain.weaviate_backup import (
+    CANCELLED,
+    folder_in_bucket,
+    has_incremental,
+    is_final,
+    is_reindexing,
+    reindexing_error,
+)
 from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
 from nephoran_maintenance.triggers.weaviate_backup import WeaviateBackupTrigger, WeaviateIdleTrigger
 
@@ -26,7 +33,8 @@ class WeaviateBackupSensor(BaseSensorOperator):
     """Start a backup of all collections, unless it was started before, and wait until it has ended.
 
     Weaviate makes one backup at a time: while another is under way this one waits for its turn. Once it is late, stands
-    still, can't be judged or is killed, the backup is cancelled, so that nothing blocks the next one.
+    still, can't be judged or is killed, the backup is cancelled, so that nothing blocks the next one. One that has failed
+    because an index may be rebuilt is taken out of the staging bucket, and its id with it: the next try begins it anew.
 
     Returns ``{"backup_id", "status", "progress", "incremental_base_id", "incremental": "yes" | why not,
     "staged_objects", "staged_bytes", "size_gib", "path": where it lies, "started_at", "completed_at", "weaviate_version",
@@ -38,7 +46,8 @@ class WeaviateBackupSensor(BaseSensorOperator):
     :param backend: ``s3``, ``gcs`` or ``azure``; ``filesystem`` on a single node only.
     :param backup_id: lower-case letters, digits, ``_`` and ``-``.
     :param base_id: build on this backup, where the server can; empty: a full one.
-    :param staging_connection_id: the staging bucket's, whose growth is progress; None: not measured.
+    :param staging_connection_id: the staging bucket's, whose growth is progress; None: not measured, and nothing is taken
+        out of it.
     :param staging_prefix: where this backup lies in it; empty: ``<backup_id>/``.
     :param no_progress_limit: give up after so long without a new status or a new byte.
     :param backup_timeout: give up after so long altogether, the wait for another backup included. The default is that of
@@ -185,6 +194,11 @@ class WeaviateBackupSensor(BaseSensorOperator):
             }
             self.log.info("Weaviate's backup %s is complete: %s", self.backup_id, result["progress"])
             return result
+        if event["state"] == "failed":
+            answer = self._with_reason(answer)
+            event = {**event, "message": str(answer.get("error") or event["message"])}
+            if is_reindexing(event["message"]) and self._take_out(answer):
+                raise reindexing_error(self.backup_id, event["message"])
         ended = ""
         if event["state"] in CANCELLED_BY_US:
             ended = "; it was cancelled" if self._cancel() else "; it could not be cancelled"
@@ -199,6 +213,28 @@ class WeaviateBackupSensor(BaseSensorOperator):
             },
             hint=event.get("hint") or "Read Weaviate's log and its access to the bucket; then make a new backup.",
         )
+
+    def _with_reason(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer about a failed backup; Weaviate 1.39 has no reason in it for a moment."""
+        if answer.get("error"):
+            return answer
+        return self._weaviate().backup_status(self.backend, self.backup_id) or answer
+
+    def _take_out(self, answer: dict[str, Any]) -> bool:
+        """Delete what a failed backup has left in the staging bucket, so that its id can be used again.
+
+        It has ended on all nodes then, or is about to: while one is still at it, Weaviate begins no other.
+        """
+        if not (self.staging_connection_id and self.staging_bucket):
+            return False
+        from nephoran_maintenance.hooks.staging import StagingBucket
+
+        folder = folder_in_bucket(str(answer.get("path") or ""), self.staging_bucket, self.backup_id)
+        staging = StagingBucket(self.staging_connection_id, bucket=self.staging_bucket)
+        # What it says of itself goes last: until then a killed try is repeated from here.
+        deleted = staging.clear(folder) + staging.clear(folder, keep_descriptors=False)
+        self.log.info("%d objects of the failed backup %s are out of the staging bucket", deleted, self.backup_id)
+        return True
 
     def _cancel(self) -> bool:
         """Cancel the backup, best effort; True when Weaviate took the request."""

@@ -105,6 +105,7 @@ REFUSALS = {
         "",
     ),
     "base": ("resolve base backup chain: could not fetch base backup: not found", "base-unusable", ""),
+    "index": ('weaviate-0/C: backup blocked: runtime-reindex in flight on this shard: "a"', "reindexing", ""),
     "anything-else": ("empty class list", "other", ""),
 }
 

@@ -286,6 +286,34 @@ def test_a_refused_stream_is_an_error_of_the_cluster(
     assert error.value.reference == reference
 
 
+FORBIDDEN = status_object(403, "Forbidden", 'RBAC: role "backup" not found')
+
+
+@pytest.mark.parametrize("ready", [500, 403])
+def test_a_stream_that_an_api_server_refuses_which_just_starts_is_tried_again(
+    ready: int, files: PodFiles, fake_cluster: ExecutingCluster
+) -> None:
+    folder = files.find(OF_CLAIM, NS)
+    fake_cluster.ready, fake_cluster.answer_to_exec = ready, FORBIDDEN
+    with pytest.raises(TransientError, match=f"/readyz answers {ready}") as error, files.reading(folder):
+        pass
+    assert error.value.reference == "cluster-unavailable"
+    assert fake_cluster.executed == []
+
+
+def test_a_stream_that_was_refused_is_asked_for_once_more_when_the_api_server_is_ready(
+    files: PodFiles, fake_cluster: ExecutingCluster
+) -> None:
+    """Also the second of a reading: it is asked for as the first was."""
+    replies = itertools.cycle([FORBIDDEN, None])
+
+    def refuse_every_other(request: Any) -> None:
+        fake_cluster.answer_to_exec = next(replies)
+
+    fake_cluster.fail_first = refuse_every_other  # type: ignore[method-assign]
+    assert read(files) == ("exec", FILES)
+
+
 def test_memory_stays_flat(files: PodFiles, fake_cluster: ExecutingCluster, tmp_path: Path) -> None:
     with (tmp_path / "volume" / "docs" / "large").open("wb") as large:
         large.truncate(64 * 1024 * 1024)

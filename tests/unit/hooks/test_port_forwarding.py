@@ -29,13 +29,26 @@ class FakeApiServer:
         self.paths: list[str] = []
         self.tokens: list[str | None] = []
         self.refuse = False
+        self.forbid = 0
+        """So many streams are answered with 403."""
+        self.forbidden = 0
+        self.ready = HTTPStatus.OK
 
     def plain(self, connection: ServerConnection, request: Any) -> Response | None:
         if request.path.startswith("/api/v1/namespaces/ns/pods/p-1/portforward"):
-            return None
-        found = request.path == "/api/v1/namespaces/ns/pods/p-1"
-        body = json.dumps(pod("p-1", "a") if found else {"kind": "Status", "reason": "NotFound"}).encode()
-        status = HTTPStatus.OK if found else HTTPStatus.NOT_FOUND
+            if self.forbidden == self.forbid:
+                return None
+            self.forbidden += 1
+            return self.answer(HTTPStatus.FORBIDDEN, {"kind": "Status", "reason": "Forbidden"})
+        if request.path == "/readyz":
+            return self.answer(self.ready, {})
+        if request.path == "/api/v1/namespaces/ns/pods/p-1":
+            return self.answer(HTTPStatus.OK, pod("p-1", "a"))
+        return self.answer(HTTPStatus.NOT_FOUND, {"kind": "Status", "reason": "NotFound"})
+
+    @staticmethod
+    def answer(status: HTTPStatus, content: Any) -> Response:
+        body = json.dumps(content).encode()
         headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"})
         return Response(status.value, status.phrase, headers, body)
 
@@ -120,6 +133,39 @@ def test_a_port_that_refuses_closes_the_connection(cluster: ClusterHook, api_ser
     api_server.refuse = True
     with cluster.port_forward("ns", "p-1", PORT) as url, pytest.raises(requests.ConnectionError):
         requests.get(url, timeout=10)
+
+
+def test_a_stream_that_was_refused_is_asked_for_once_more_when_the_api_server_is_ready(
+    cluster: ClusterHook, api_server: FakeApiServer
+) -> None:
+    api_server.forbid = 1
+    with cluster.port_forward("ns", "p-1", PORT) as url:
+        assert requests.get(url, timeout=10).ok
+    assert api_server.forbidden == 1
+
+
+@pytest.mark.parametrize(
+    ("ready", "asked", "said"),
+    [
+        pytest.param(HTTPStatus.FORBIDDEN, 1, "cluster-unavailable", id="it just starts"),
+        pytest.param(HTTPStatus.INTERNAL_SERVER_ERROR, 1, "cluster-unavailable", id="it is not ready"),
+        pytest.param(HTTPStatus.OK, 2, "cluster-forbidden", id="it is ready"),
+    ],
+)
+def test_a_stream_that_is_refused_closes_the_connection_and_the_log_says_why(
+    ready: HTTPStatus,
+    asked: int,
+    said: str,
+    cluster: ClusterHook,
+    api_server: FakeApiServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    api_server.forbid, api_server.ready = 5, ready
+    caplog.set_level("INFO")
+    with cluster.port_forward("ns", "p-1", PORT) as url, pytest.raises(requests.ConnectionError):
+        requests.get(url, timeout=10)
+    assert api_server.forbidden == asked
+    assert f"[{said}]" in caplog.text
 
 
 def test_a_pod_that_is_not_there_is_named(cluster: ClusterHook) -> None:

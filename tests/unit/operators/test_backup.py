@@ -365,7 +365,7 @@ def weaviate_refuses(site: Site) -> None:
 
 
 def weaviate_fails(site: Site) -> None:
-    site.weaviate.status = "FAILED"
+    site.weaviate.reasons = ["disk full"]
 
 
 def bucket_cuts(site: Site) -> None:
@@ -392,6 +392,28 @@ def test_without_weaviate_there_is_no_backup_and_nothing_stays_in_staging(
     assert run.states["record_manifest"] == "upstream_failed"
     assert "manifest.json" not in site.names()
     assert run.report["overall"] == "not-backed-up"
+
+
+REINDEXING = 'node "weaviate-0": backup blocked: runtime-reindex in flight on this shard: shard "a"'
+
+
+def test_a_backup_of_weaviate_that_failed_over_an_index_is_begun_anew_under_its_id(site: Site) -> None:
+    site.weaviate.reasons = [REINDEXING, REINDEXING]
+    run = site.backup(type="full")
+    assert run.failed() == []
+    assert run.order.count("wait_weaviate_backup") == 3
+    assert site.weaviate.asked == [{"id": id_of(run)}] * 3
+    assert facts_of(site, run, "weaviate")["status"] == "SUCCESS"
+    assert {key.rpartition(".")[2] for key in site.staging.objects} == {"json"}
+
+
+def test_an_index_that_is_rebuilt_for_long_ends_the_backup_with_nothing_in_staging(site: Site) -> None:
+    site.weaviate.reasons = [REINDEXING] * 9
+    run = site.backup(type="full")
+    assert "[weaviate-reindexing]" in run.error("wait_weaviate_backup")
+    assert run.order.count("wait_weaviate_backup") == 4
+    assert site.staging.objects == {}
+    assert "manifest.json" not in site.names()
 
 
 def test_metrics_that_can_not_be_read_are_failed_in_the_manifest_and_stop_nothing(site: Site) -> None:

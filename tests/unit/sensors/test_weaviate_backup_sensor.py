@@ -84,6 +84,9 @@ def staging(serve: Callable[[Answer], Server], monkeypatch: pytest.MonkeyPatch) 
     files: dict[str, int] = {}
 
     def answer(request: Received) -> Reply:
+        if request.method == "DELETE":
+            del files[request.path.removeprefix("/staging/")]
+            return Reply(204)
         kept = {key: size for key, size in files.items() if key.startswith(request.query.get("prefix", ""))}
         found = "".join(f"<Contents><Key>{key}</Key><Size>{size}</Size></Contents>" for key, size in kept.items())
         text = f"<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>"
@@ -218,6 +221,48 @@ def test_a_backup_that_failed_fails_with_weaviates_reason(weaviate: FakeWeaviate
     with pytest.raises(AirflowFailException, match="shard is read-only"):
         sensor().execute({})
     assert weaviate.cancelled == []
+
+
+REINDEXING = 'backup blocked: runtime-reindex in flight on this shard: shard "a" (collection "Telecom")'
+
+
+def test_a_weaviate_that_may_be_rebuilding_an_index_is_tried_again(weaviate: FakeWeaviate) -> None:
+    weaviate.refuse = REINDEXING
+    with pytest.raises(AirflowException, match="weaviate-reindexing") as caught:
+        sensor().execute({})
+    assert not isinstance(caught.value, AirflowFailException)
+    assert (weaviate.created, weaviate.cancelled) == ([], [])
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["with the status", "a moment later"])
+def test_a_backup_that_failed_over_an_index_is_taken_out_of_staging_and_tried_again(
+    weaviate: FakeWeaviate, staging: dict[str, int], late: bool
+) -> None:
+    kept = {f"{ID}-2/node/chunk-1": 1, "other/backup_config.json": 1}
+    staging.update({f"{ID}/node/chunk-1": 7, f"{ID}/backup_config.json": 7, f"{ID}/node/backup.json": 7, **kept})
+    told = {"status": "FAILED", "error": REINDEXING, "path": f"s3://staging/{ID}"}
+    weaviate.statuses[ID] = [{"status": "FAILED"}, told] if late else [told]
+    made = sensor(staging_connection_id="staging_test", staging_bucket="staging")
+    with pytest.raises(AirflowException, match="weaviate-reindexing") as caught:
+        made.execute({})
+    assert not isinstance(caught.value, AirflowFailException)
+    assert staging == kept
+
+
+def test_without_the_staging_bucket_a_failed_backup_is_the_end_of_it(weaviate: FakeWeaviate) -> None:
+    weaviate.statuses[ID] = [{"status": "FAILED", "error": REINDEXING}]
+    with pytest.raises(AirflowFailException, match="weaviate-backup-failed"):
+        sensor().execute({})
+
+
+def test_a_backup_that_failed_for_another_reason_stays_in_staging(
+    weaviate: FakeWeaviate, staging: dict[str, int]
+) -> None:
+    staging[f"{ID}/node/chunk-1"] = 7
+    weaviate.statuses[ID] = [{"status": "FAILED", "error": "no space left"}]
+    with pytest.raises(AirflowFailException, match="no space left"):
+        sensor(staging_connection_id="staging_test", staging_bucket="staging").execute({})
+    assert list(staging) == [f"{ID}/node/chunk-1"]
 
 
 def test_a_backup_that_was_cancelled_is_started_anew_by_a_repeated_step(weaviate: FakeWeaviate) -> None:
