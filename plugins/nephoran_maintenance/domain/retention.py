@@ -75,19 +75,19 @@ def plan_retention(
     doubtful: Iterable[KnownBackup] = (),
     unreadable: Iterable[str] = (),
 ) -> RetentionPlan:
-    """Return what becomes of each backup, the newest first. Each cluster has its own last ones.
+    """Return what becomes of each backup, the newest first. Each system of each cluster has its own last ones.
 
     :param backups: all whose manifests and notes are valid; whatever else lies in the bucket is none of this.
     :param doubtful: those whose manifest is valid, and a note of them is not: they stay, with what they build on.
     :param unreadable: ids of those without a valid manifest. Nobody knows what an incremental one of them builds on, so
         every older one stays that it could be.
     """
-    clusters: dict[str, tuple[list[KnownBackup], list[KnownBackup]]] = {}
+    systems: dict[tuple[str, str], tuple[list[KnownBackup], list[KnownBackup]]] = {}
     for position, found in enumerate((backups, doubtful)):
         for backup in found:
-            clusters.setdefault(backup.cluster_uid, ([], []))[position].append(backup)
+            systems.setdefault((backup.cluster_uid, backup.system), ([], []))[position].append(backup)
     children = [name for name in unreadable if name.startswith("incremental-")]
-    verdicts = [verdict for own in clusters.values() for verdict in _verdicts(*own, children, at, rules)]
+    verdicts = [verdict for own in systems.values() for verdict in _verdicts(*own, children, at, rules)]
     verdicts.sort(key=lambda verdict: (verdict.backup.started_at, verdict.backup.backup_id), reverse=True)
     return RetentionPlan(tuple(verdicts), sum(not verdict.keep for verdict in verdicts) > rules.approval_above)
 

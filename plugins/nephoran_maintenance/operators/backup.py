@@ -166,6 +166,7 @@ class CheckBackupOperator(BackupStep):
             requested,
             context["dag_run"].run_after,
             cluster_uid=cluster_uid,
+            system=self.profile.metadata.name,
             digest_key_id=session.digest_key_id,
             longest_chain=self.profile.backup.longest_chain,
         )
