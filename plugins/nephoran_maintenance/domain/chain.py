@@ -97,6 +97,8 @@ def chain_of(backup_id: str, backups: Mapping[str, KnownBackup]) -> tuple[KnownB
             raise _broken(backup_id, f"{wanted} is config-only, nothing can be built on it")
         if not link.whole and child:
             raise _broken(backup_id, f"{wanted} leaves something out, nothing can be built on it")
+        if child and link.system != child.system:
+            raise _broken(backup_id, f"{wanted} is of another system")
         if child and (link.cluster_uid, link.digest_key_id) != (child.cluster_uid, child.digest_key_id):
             raise _broken(backup_id, f"{wanted} is of another cluster or has digests of another key")
         links.append(link)
@@ -123,6 +125,7 @@ def choose(
     backups: Iterable[KnownBackup],
     *,
     cluster_uid: str,
+    system: str,
     digest_key_id: str,
     longest_chain: int,
 ) -> Choice:
@@ -135,7 +138,7 @@ def choose(
     """
     if requested in ("config-only", "full"):
         return Choice("full" if requested == "full" else "config-only", None, "asked for")
-    parent, reason = find_parent(backups, cluster_uid=cluster_uid, digest_key_id=digest_key_id)
+    parent, reason = find_parent(backups, cluster_uid=cluster_uid, system=system, digest_key_id=digest_key_id)
     if parent is None:
         if requested == "auto":
             return Choice("full", None, reason)
@@ -152,7 +155,9 @@ def choose(
     return Choice("incremental", parent, f"builds on {parent.backup_id}, link {links + 1} of its chain")
 
 
-def find_parent(backups: Iterable[KnownBackup], *, cluster_uid: str, digest_key_id: str) -> tuple[Parent | None, str]:
+def find_parent(
+    backups: Iterable[KnownBackup], *, cluster_uid: str, system: str, digest_key_id: str
+) -> tuple[Parent | None, str]:
     """Return what the next incremental backup builds on, or None and why there is nothing."""
     known_ones = {backup.backup_id: backup for backup in backups}
     reason = "there is no backup with data"
@@ -163,6 +168,8 @@ def find_parent(backups: Iterable[KnownBackup], *, cluster_uid: str, digest_key_
         problem = None
         if backup.cluster_uid != cluster_uid:
             problem = "is of another cluster"
+        elif backup.system != system:
+            problem = f"is of another system, {backup.system}"
         elif backup.digest_key_id != digest_key_id:
             problem = "has digests of another key"
         else:

@@ -29,6 +29,7 @@ class Key:
     :param capabilities: gpg's letters; a capital ``E`` says that the whole key can be encrypted to now.
     :param encryption_key_ids: the living subkeys that can be encrypted to.
     :param expires_at: when nothing can be encrypted to it any more; None: never.
+    :param signs_until: when it can sign nothing any more; None: never.
     """
 
     fingerprint: str
@@ -36,6 +37,7 @@ class Key:
     capabilities: str
     encryption_key_ids: tuple[str, ...]
     expires_at: datetime | None
+    signs_until: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,12 @@ def expiring(pins: Sequence[PinnedKey], keys: Sequence[Key], at: datetime) -> di
     """Return by name which recipients' keys end within 30 days."""
     found = {pin.name: find_key(keys, pin).expires_at for pin in pins}
     return {name: end for name, end in found.items() if end is not None and end - at < EXPIRY_WARNING}
+
+
+def signing_ends(pin: PinnedKey, keys: Sequence[Key], at: datetime) -> dict[str, datetime]:
+    """Return, named like a recipient in :func:`expiring`, whether the key that signs ends within 30 days."""
+    end = find_key(keys, pin).signs_until
+    return {f"signer {pin.name}": end} if end is not None and end - at < EXPIRY_WARNING else {}
 
 
 def check_signer(fingerprint: str, signers: Sequence[PinnedKey]) -> PinnedKey:

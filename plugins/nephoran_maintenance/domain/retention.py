@@ -3,6 +3,9 @@
 Everything stays for some days. Of what is older, so many days, weeks, months and years keep one backup each. Beyond
 that nothing goes that anything kept is built on, that the store has locked, or that is the last proof of its kind. A backup
 that leaves something out by choice takes nobody's place: it stays for those days and no longer.
+
+What can't be read now is no evidence that nothing needs it: it stays, it takes nobody's place either, and so does
+everything stay that it builds on, or may build on.
 """
 
 from __future__ import annotations
@@ -11,11 +14,13 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from nephoran_maintenance.domain.backups import KeepingClass
+from nephoran_maintenance.domain.backups import KeepingClass, started_at_of
 from nephoran_maintenance.domain.chain import KnownBackup
 from nephoran_maintenance.profile import Retention
 
 RANKS: Mapping[KeepingClass, int] = {"daily": 0, "weekly": 1, "monthly": 2, "yearly": 3}
+CLOCKS = timedelta(days=7)
+"""So much later than an incremental one's name says may begin what it builds on: runs wait, and clocks differ."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +67,27 @@ class Folder:
     had_manifest: bool
 
 
-def plan_retention(backups: Iterable[KnownBackup], at: datetime, rules: Retention) -> RetentionPlan:
-    """Return what becomes of each backup, the newest first. Each cluster has its own last ones.
+def plan_retention(
+    backups: Iterable[KnownBackup],
+    at: datetime,
+    rules: Retention,
+    *,
+    doubtful: Iterable[KnownBackup] = (),
+    unreadable: Iterable[str] = (),
+) -> RetentionPlan:
+    """Return what becomes of each backup, the newest first. Each system of each cluster has its own last ones.
 
-    :param backups: all whose manifests are valid; whatever else lies in the bucket is none of this.
+    :param backups: all whose manifests and notes are valid; whatever else lies in the bucket is none of this.
+    :param doubtful: those whose manifest is valid, and a note of them is not: they stay, with what they build on.
+    :param unreadable: ids of those without a valid manifest. Nobody knows what an incremental one of them builds on, so
+        every older one stays that it could be.
     """
-    clusters: dict[str, list[KnownBackup]] = {}
-    for backup in backups:
-        clusters.setdefault(backup.cluster_uid, []).append(backup)
-    verdicts = [verdict for own in clusters.values() for verdict in _verdicts(own, at, rules)]
+    systems: dict[tuple[str, str], tuple[list[KnownBackup], list[KnownBackup]]] = {}
+    for position, found in enumerate((backups, doubtful)):
+        for backup in found:
+            systems.setdefault((backup.cluster_uid, backup.system), ([], []))[position].append(backup)
+    children = [name for name in unreadable if name.startswith("incremental-")]
+    verdicts = [verdict for own in systems.values() for verdict in _verdicts(*own, children, at, rules)]
     verdicts.sort(key=lambda verdict: (verdict.backup.started_at, verdict.backup.backup_id), reverse=True)
     return RetentionPlan(tuple(verdicts), sum(not verdict.keep for verdict in verdicts) > rules.approval_above)
 
@@ -85,7 +102,13 @@ def find_leftovers(folders: Iterable[Folder], at: datetime, safe_age: timedelta)
     return sorted(found, key=lambda folder: (folder.newest_at, folder.backup_id))
 
 
-def _verdicts(backups: Iterable[KnownBackup], at: datetime, rules: Retention) -> list[Verdict]:
+def _verdicts(
+    backups: Iterable[KnownBackup],
+    doubtful: Iterable[KnownBackup],
+    unreadable: Iterable[str],
+    at: datetime,
+    rules: Retention,
+) -> list[Verdict]:
     newest_first = sorted(backups, key=lambda backup: (backup.started_at, backup.backup_id), reverse=True)
     reasons: dict[str, list[str]] = {backup.backup_id: [] for backup in newest_first}
 
@@ -106,6 +129,9 @@ def _verdicts(backups: Iterable[KnownBackup], at: datetime, rules: Retention) ->
     for name, backup in _kept_by_count(old, rules):
         keep(backup, name)
     by_id = {backup.backup_id: backup for backup in newest_first}
+    for backup in doubtful:
+        by_id[backup.backup_id] = backup
+        reasons[backup.backup_id] = ["left alone: a note on it does not count"]
 
     def is_whole(backup: KnownBackup) -> bool:
         return backup.whole and _links(backup, by_id)[-1].parent_id is None
@@ -113,10 +139,12 @@ def _verdicts(backups: Iterable[KnownBackup], at: datetime, rules: Retention) ->
     # Of two proofs also the one that can still be used.
     keep(_newest(newest_first, lambda b: b.verified_at is not None), "the last verified one")
     keep(_newest(newest_first, lambda b: b.verified_at is not None and is_whole(b)), "the last verified one")
+    keep(_newest(newest_first, _is_good), "the last checked one with data")
     keep(_newest(newest_first, lambda b: _is_good(b) and is_whole(b)), "the last checked one with data")
     keep(_newest(newest_first, lambda b: True), "the newest")
     _keep_links(by_id, reasons)
-    return [Verdict(b, at, tuple(dict.fromkeys(reasons[b.backup_id]))) for b in newest_first]
+    _keep_what_may_be_links(by_id, unreadable, reasons)
+    return [Verdict(b, at, tuple(dict.fromkeys(reasons[b.backup_id]))) for b in by_id.values()]
 
 
 def table(plan: RetentionPlan) -> list[dict[str, str]]:
@@ -175,6 +203,18 @@ def _keep_links(by_id: Mapping[str, KnownBackup], reasons: dict[str, list[str]])
     for backup in [backup for backup in by_id.values() if backup.parent and reasons[backup.backup_id]]:
         for link in _links(backup, by_id)[1:]:
             reasons[link.backup_id].append(f"needed by {backup.backup_id}")
+
+
+def _keep_what_may_be_links(
+    by_id: Mapping[str, KnownBackup], unreadable: Iterable[str], reasons: dict[str, list[str]]
+) -> None:
+    """Keep everything with data that is older than an incremental one of which nobody knows what it builds on."""
+    last = max(unreadable, key=started_at_of, default=None)
+    if last is None:
+        return
+    for backup in by_id.values():
+        if backup.holds_data and backup.started_at < started_at_of(last) + CLOCKS:
+            reasons[backup.backup_id].append(f"may be needed by {last}, whose manifest does not count")
 
 
 def _links(backup: KnownBackup, by_id: Mapping[str, KnownBackup]) -> list[KnownBackup]:

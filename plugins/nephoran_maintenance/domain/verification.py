@@ -99,6 +99,24 @@ def check_keys(
     return findings
 
 
+def check_signers(ends: Mapping[str, datetime | None], at: datetime) -> list[Finding]:
+    """Return what is to be said of every signer's key: what it has signed goes on counting, and no more is signed.
+
+    :param ends: by name in the profile, when the key can sign nothing any more; None: never.
+    """
+    living = any(end is None or end > at for end in ends.values())
+    findings = []
+    for name, end in ends.items():
+        ended = end is not None and end <= at
+        warn = end is not None and end - at < EXPIRY_WARNING and not (ended and living)
+        seen = f"{'ended' if ended else 'ends'} at {end:%Y-%m-%d}" if end else "never ends"
+        hint = "Renew the key, and put the public key with its new end into the key file: without it there is no backup."
+        findings.append(
+            Finding("keys", "warn" if warn else "pass", f"signer {name}", seen, "30 days or more left", hint * warn)
+        )
+    return findings
+
+
 def last_opened(backups: Iterable[Readable]) -> dict[str, datetime]:
     """Return by name of the recipient when they last decrypted a backup."""
     latest: dict[str, datetime] = {}

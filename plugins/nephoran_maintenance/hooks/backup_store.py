@@ -45,10 +45,16 @@ NOTES = {"checked": CHECKED_NOTE, "verified": VERIFIED_NOTE}
 
 @dataclass(frozen=True)
 class Listing:
-    """:param backups: those with a valid manifest. :param problems: by id, why a backup with a manifest does not count."""
+    """What there is.
+
+    :param backups: those with a valid manifest and notes that count.
+    :param problems: by id, why a backup with a manifest does not count.
+    :param doubtful: those of ``problems`` whose manifest counts, without grades: what they build on is known.
+    """
 
     backups: tuple[KnownBackup, ...]
     problems: dict[str, str]
+    doubtful: tuple[KnownBackup, ...] = ()
 
 
 class BackupStore:
@@ -144,13 +150,18 @@ class BackupStore:
     def list(self) -> Listing:
         """Return all backups that exist, the oldest first, and what only looks like one."""
         found: list[KnownBackup] = []
+        doubtful: list[KnownBackup] = []
         problems: dict[str, str] = {}
         for backup_id in self.folders():
+            signed: tuple[Manifest, bytes] | None = None
             try:
-                found.append(self.known(backup_id))
+                signed = self.read_manifest(backup_id)
+                found.append(self._graded(*signed))
             except PermanentError as error:
                 problems[backup_id] = str(error)
-        return Listing(tuple(sorted(found, key=lambda backup: backup.started_at)), problems)
+                if signed is not None:
+                    doubtful.append(known(signed[0], sha256_of(signed[1])))
+        return Listing(tuple(sorted(found, key=lambda backup: backup.started_at)), problems, tuple(doubtful))
 
     def folders(self) -> dict[str, set[str]]:
         """Return by id of each backup with a manifest the names of the files in its folder; reads none of them."""
@@ -166,11 +177,7 @@ class BackupStore:
 
         :raises PermanentError: as :meth:`read_manifest` and :meth:`read_note`.
         """
-        manifest, data = self.read_manifest(backup_id)
-        notes = {grade: self.read_note(backup_id, grade, data) for grade in NOTES}
-        moments = {f"{grade}_at": note.at if note else None for grade, note in notes.items()}
-        locked_until = self.store.locked_until(f"{self.folder(backup_id)}/{MANIFEST}")
-        return known(manifest, sha256_of(data), locked_until=locked_until, **moments)
+        return self._graded(*self.read_manifest(backup_id))
 
     def read_back(
         self, backup_id: str, at: datetime, operation_id: str, *, clock: Callable[[], float] = time.monotonic
@@ -209,6 +216,13 @@ class BackupStore:
         """Return size in bytes and SHA-256 of a file as it lies in the store, None when it is not there."""
         seen = self._read(backup_id, file)
         return seen[:2] if seen else None
+
+    def _graded(self, manifest: Manifest, data: bytes) -> KnownBackup:
+        backup_id = manifest.backup_id
+        notes = {grade: self.read_note(backup_id, grade, data) for grade in NOTES}
+        moments = {f"{grade}_at": note.at if note else None for grade, note in notes.items()}
+        locked_until = self.store.locked_until(f"{self.folder(backup_id)}/{MANIFEST}")
+        return known(manifest, sha256_of(data), locked_until=locked_until, **moments)
 
     def _read(self, backup_id: str, file: StoredFile) -> tuple[int, str, bytes] | None:
         digest, size_bytes, head = hashlib.sha256(), 0, b""

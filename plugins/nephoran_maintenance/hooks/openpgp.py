@@ -245,6 +245,9 @@ class OpenPgpHook:
     def verify(self, data: bytes, signature: str, signers: Iterable[PinnedKey]) -> Signature:
         """Return who signed these bytes and when.
 
+        What a key signed while it lived goes on counting after its end. What a revoked key signed never does: whoever
+        has stolen a key dates its signatures back, and only a revocation tells that from a key that has merely ended.
+
         :raises PermanentError: ``openpgp-signature-invalid`` unless exactly these bytes were signed by a pinned signer.
         """
         expected = {pin.fingerprint for pin in signers}
@@ -252,8 +255,8 @@ class OpenPgpHook:
         file.write_text(signature, encoding="utf-8")
         result = self._gpg.verify_data(str(file), data)
         signer = str(result.pubkey_fingerprint or "")
-        # python-gnupg calls a signature by an expired or a revoked key not valid either.
-        if result.returncode != 0 or not result.valid or signer not in expected:
+        counts = result.valid or self._signed_while_it_lived(result)
+        if result.returncode != 0 or not counts or signer not in expected:
             raise PermanentError(
                 "openpgp-signature-invalid",
                 f"the signature is not one of {', '.join(sorted(expected)) or 'no signer'} over these bytes: "
@@ -261,6 +264,21 @@ class OpenPgpHook:
                 hint="Trust nothing of this backup; find out who wrote it.",
             )
         return Signature(signer, datetime.fromtimestamp(int(result.sig_timestamp), UTC))
+
+    def _signed_while_it_lived(self, result: Any) -> bool:
+        """Return whether a signature, which python-gnupg calls not valid, is a good one of a key that has ended since."""
+        if [found["status"] for found in result.problems] != ["signing key has expired"] or not result.sig_timestamp:
+            return False
+        entry = next((e for e in self._gpg.list_keys() if e["fingerprint"] == result.pubkey_fingerprint), None)
+        if entry is None:
+            return False
+        # The key that signed may be a subkey; both must live. gpg says of a key that has ended not that it is revoked.
+        signing = [key_id for key_id, _, fingerprint, *_ in entry["subkeys"] if fingerprint == result.fingerprint]
+        keys = [entry, *(entry["subkey_info"][key_id] for key_id in signing)]
+        signed_at = datetime.fromtimestamp(int(result.sig_timestamp), UTC)
+        ends = [_moment(key.get("expires")) for key in keys]
+        revoked = any(str(key.get("trust", "")) in ("r", "i", "d") for key in keys)
+        return not revoked and all(end is None or signed_at < end for end in ends)
 
     def encrypt(self, chunks: Iterable[bytes], sink: Callable[[bytes], object], to: Iterable[Key] | Passphrase) -> None:
         """Encrypt a stream; ``sink`` gets the ciphertext block by block, and gpg waits for it.
@@ -484,7 +502,18 @@ def _key(entry: Mapping[str, Any]) -> Key:
         capabilities=str(entry["cap"]),
         encryption_key_ids=tuple(sorted(usable)),
         expires_at=min((end for end in (primary_ends, last) if end is not None), default=None),
+        signs_until=_signs_until(entry),
     )
+
+
+def _signs_until(entry: Mapping[str, Any]) -> datetime | None:
+    """Return when the last of a key that can sign ends; None: never."""
+    able = [info for info in (entry, *entry.get("subkey_info", {}).values()) if "s" in str(info.get("cap", ""))]
+    # One that has ended counts only where no other is left.
+    living = [info for info in able if str(info.get("trust", "")) not in ("e", "r", "i", "d")] or able
+    ends = [_moment(info.get("expires")) for info in living]
+    last = None if None in ends else max((end for end in ends if end), default=None)
+    return min((end for end in (_moment(entry.get("expires")), last) if end is not None), default=None)
 
 
 def _moment(text: object) -> datetime | None:

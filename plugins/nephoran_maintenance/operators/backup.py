@@ -24,7 +24,7 @@ from nephoran_maintenance.domain.manifest import (
     check_complete,
     sha256_of,
 )
-from nephoran_maintenance.domain.openpgp_keys import expiring
+from nephoran_maintenance.domain.openpgp_keys import check_signer, expiring, signing_ends
 from nephoran_maintenance.domain.report import NOT_MEASURED, Overall, conclusion
 from nephoran_maintenance.domain.scope import Scope, check_names, check_scope
 from nephoran_maintenance.domain.step_ids import (
@@ -38,6 +38,7 @@ from nephoran_maintenance.domain.step_ids import (
 )
 from nephoran_maintenance.domain.weaviate_backup import folder_in_bucket
 from nephoran_maintenance.errors import MaintenanceError, PermanentError
+from nephoran_maintenance.operators.backup_readiness import pinned
 from nephoran_maintenance.operators.backup_sources import SOURCES, WEAVIATE, WITH_DATA, Capturing, sources_of
 from nephoran_maintenance.operators.backup_step import BackupStep, Session
 from nephoran_maintenance.operators.base import (
@@ -108,7 +109,8 @@ class CheckBackupOperator(BackupStep):
             session.backups.store.list(f"{session.backups.folder(identifier)}/")
             # A wrong passphrase, or a key that has ended, is known now and not after hours of reading.
             session.pgp.try_signing(session.signing)
-            ending = expiring(session.pins, session.recipients, datetime.now(UTC))
+            now, signer = datetime.now(UTC), check_signer(session.signing.fingerprint, pinned(profile.backup.signers))
+            ending = expiring(session.pins, session.recipients, now) | signing_ends(signer, session.pgp.keys(), now)
             found = {
                 "backup_id": identifier,
                 "type": choice.type,
@@ -166,6 +168,7 @@ class CheckBackupOperator(BackupStep):
             requested,
             context["dag_run"].run_after,
             cluster_uid=cluster_uid,
+            system=self.profile.metadata.name,
             digest_key_id=session.digest_key_id,
             longest_chain=self.profile.backup.longest_chain,
         )
@@ -447,12 +450,12 @@ class ReportBackupOperator(ReportOperator, BackupStep):
         findings += self.about_scope(context) if checked else []
         findings += [
             Finding(
-                "recipients",
+                "keys",
                 "warn",
                 name,
                 f"its key ends at {end}",
-                "a key that outlives the backups",
-                "Renew the key.",
+                "30 days or more left",
+                "Renew the key now, or nothing can be backed up after that.",
             )
             for name, end in checked.get("expiring", {}).items()
         ]

@@ -88,6 +88,6 @@ def check_signing_key(
         signing = pgp.import_signing_key(profile.connections.openpgp_signing, recipients)
         pin = check_signer(signing.fingerprint, signers)
         pgp.try_signing(signing)
-        return check_life(SIGNING_KEY, find_key(pgp.keys(), pin).expires_at, at, needed_until)
+        return check_life(SIGNING_KEY, find_key(pgp.keys(), pin).signs_until, at, needed_until)
     except PermanentError as error:
         return unusable(SIGNING_KEY, error)

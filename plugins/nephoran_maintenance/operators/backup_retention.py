@@ -87,8 +87,17 @@ class RetentionStep(StepOperator):
         backup = self.profile.backup
         # The files first: what a run finishes while the manifests are read is no leftover for having none.
         (contents, _), listing = bucket.contents(backup.prefix), bucket.backups.list()
-        plan = plan_retention(listing.backups, at, backup.retention)
         folders = [folder_of(identifier, stored) for identifier, stored in contents.items()]
+        readable = (*listing.backups, *listing.doubtful)
+        # Also where somebody has hidden a manifest.
+        named = {*listing.problems, *(folder.backup_id for folder in folders if folder.had_manifest)}
+        plan = plan_retention(
+            listing.backups,
+            at,
+            backup.retention,
+            doubtful=listing.doubtful,
+            unreadable=sorted(named - {one.backup_id for one in readable}),
+        )
         leftovers = find_leftovers(folders, at, timedelta(days=backup.retention.leftovers_days))
         rows = table(plan) + [
             {
@@ -106,7 +115,7 @@ class RetentionStep(StepOperator):
             "delete": list(plan.to_delete),
             "leftovers": [left.backup_id for left in leftovers],
             "problems": listing.problems,
-            "parents": {b.backup_id: b.parent_id for b in listing.backups if b.parent_id},
+            "parents": {b.backup_id: b.parent_id for b in readable if b.parent_id},
             "asks": count > backup.retention.approval_above,
         }
 
@@ -268,7 +277,7 @@ class ReportRetentionOperator(ReportOperator):
                 name,
                 problem,
                 "a manifest that counts",
-                "Find out who wrote it; it is never deleted.",
+                "Find out who wrote it; neither it nor what it may build on is deleted.",
             )
             for name, problem in plan["problems"].items()
         ]

@@ -22,6 +22,7 @@ from nephoran_maintenance.domain.manifest import (
     sha256_of,
 )
 from nephoran_maintenance.domain.moments import moment
+from nephoran_maintenance.domain.openpgp_keys import find_key
 from nephoran_maintenance.domain.report import Overall, conclusion
 from nephoran_maintenance.domain.step_ids import CHECK_REQUEST, PLAN_READING, VERIFY_CONTENTS
 from nephoran_maintenance.domain.verification import (
@@ -29,6 +30,7 @@ from nephoran_maintenance.domain.verification import (
     check_chains,
     check_keys,
     check_openings,
+    check_signers,
     choose,
     last_opened,
     overdue,
@@ -170,6 +172,9 @@ class PlanReadingOperator(VerificationStep):
                 key.fingerprint: (pin.name, key.expires_at)
                 for pin, key in zip(pins, pgp.import_pinned(pins), strict=True)
             }
+            signers = {
+                pin.name: find_key(pgp.keys(), pin).signs_until for pin in pinned(profile.backup.signers)
+            }
         chosen = self.chosen(readables, checked["fingerprint"], request, now)
         findings = [
             Finding(
@@ -179,6 +184,7 @@ class PlanReadingOperator(VerificationStep):
         ]
         findings += check_chains(listing.backups)
         findings += check_keys(keys, readables, now, timedelta(days=profile.backup.retention.days))
+        findings += check_signers(signers, now)
         findings += overdue([one for one in readables if one.backup.backup_id not in chosen], now)
         if checked["not_possible"]:
             chosen = []

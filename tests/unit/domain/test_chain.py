@@ -40,6 +40,7 @@ def link(at: datetime, parent: KnownBackup | None = None, kind: BackupType | Non
         checked_at=at + timedelta(minutes=9),
         digest_key_id="key-1",
         cluster_uid="uid-1",
+        system="nephoran",
     )
 
 
@@ -51,7 +52,9 @@ def chain(length: int, start: datetime = MONDAY - 7 * DAY) -> list[KnownBackup]:
 
 
 def chosen(requested: RequestedType, backups: list[KnownBackup], at: datetime = MONDAY) -> Choice:
-    return choose(requested, at, backups, cluster_uid="uid-1", digest_key_id="key-1", longest_chain=6)
+    return choose(
+        requested, at, backups, cluster_uid="uid-1", system="nephoran", digest_key_id="key-1", longest_chain=6
+    )
 
 
 def by_id(*backups: KnownBackup) -> dict[str, KnownBackup]:
@@ -77,6 +80,7 @@ def test_auto_builds_on_the_newest_checked_one() -> None:
         pytest.param(chain(6), MONDAY, "has 6 links", id="the chain is long"),
         pytest.param([replace(chain(1)[0], checked_at=None)], MONDAY, "is not checked", id="not checked"),
         pytest.param([replace(chain(1)[0], cluster_uid="uid-2")], MONDAY, "another cluster", id="another cluster"),
+        pytest.param([replace(chain(1)[0], system="other")], MONDAY, "another system, other", id="another system"),
         pytest.param([replace(chain(1)[0], digest_key_id="key-2")], MONDAY, "another key", id="another key"),
         pytest.param(chain(3)[1:], MONDAY, "is missing", id="a link is missing"),
         pytest.param([link(MONDAY - DAY, kind="config-only")], MONDAY, "no backup with data", id="config-only"),
@@ -140,6 +144,7 @@ def built_on_itself() -> list[KnownBackup]:
         ),
         pytest.param([replace(chain(2)[0], type="config-only"), chain(2)[1]], "config-only", id="on config-only"),
         pytest.param([replace(chain(2)[0], cluster_uid="uid-2"), chain(2)[1]], "another cluster", id="other cluster"),
+        pytest.param([replace(chain(2)[0], system="other"), chain(2)[1]], "another system", id="other system"),
         pytest.param(
             [chain(2)[0], replace(chain(2)[1], parent=Parent(**{**chain(2)[1].parent.model_dump(), "depth": 3}))],  # type: ignore[union-attr]
             "counts 4 links",

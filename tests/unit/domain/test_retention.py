@@ -59,7 +59,12 @@ class World:
     seed: int
     days: int
     lock_days: int = 0
+    spoilt: float = 0.0
+    """How many of a thousand backups have, each day, a note or a manifest that does not count for a while."""
     held: dict[str, KnownBackup] = field(default_factory=dict)
+    no_note: dict[str, datetime] = field(default_factory=dict)
+    no_manifest: dict[str, datetime] = field(default_factory=dict)
+    """Until when; of these retention learns the name alone."""
 
     def run(self, check: Callable[[World, set[str], dict[str, KnownBackup], datetime], None]) -> World:
         dice = random.Random(self.seed)
@@ -73,13 +78,29 @@ class World:
                 last = self.make(at, dice, last)
             if not no_drills and dice.random() < 0.04 and self.held:
                 self.drill(at, dice)
+            self.spoil(at, dice)
             before = dict(self.held)
-            for identifier in plan_retention(before.values(), at + timedelta(hours=4), RULES).to_delete:
+            for identifier in self.planned(at + timedelta(hours=4)):
                 del self.held[identifier]
             check(self, set(before) - set(self.held), before, at + timedelta(hours=4))
             if last is not None and last.backup_id not in self.held:
                 last = None
         return self
+
+    def spoil(self, at: datetime, dice: random.Random) -> None:
+        for hidden in (self.no_note, self.no_manifest):
+            for identifier in [name for name, until in hidden.items() if until <= at]:
+                del hidden[identifier]
+            for identifier in self.held:
+                if dice.random() < self.spoilt / 1000:
+                    hidden[identifier] = at + dice.randint(1, 60) * DAY
+
+    def planned(self, now: datetime) -> tuple[str, ...]:
+        """Ask retention, which sees what is spoilt as the bucket would show it: without grades, or a mere name."""
+        unseen, blind = set(self.no_manifest), set(self.no_note) - set(self.no_manifest)
+        readable = [found for name, found in self.held.items() if name not in unseen | blind]
+        doubtful = [replace(self.held[name], checked_at=None, verified_at=None, locked_until=None) for name in blind]
+        return plan_retention(readable, now, RULES, doubtful=doubtful, unreadable=unseen).to_delete
 
     def make(self, at: datetime, dice: random.Random, last: KnownBackup | None) -> KnownBackup | None:
         checked = dice.random() > 0.05
@@ -113,6 +134,7 @@ def invariants(world: World, gone: set[str], before: dict[str, KnownBackup], now
         lost = before[identifier]
         assert now - lost.ended_at >= timedelta(days=90), f"{identifier} was deleted within its 90 days"
         assert not (lost.locked_until and lost.locked_until > now), f"{identifier} was locked"
+        assert identifier not in {*world.no_note, *world.no_manifest}, f"nobody could know what {identifier} is"
     for kept in left.values():
         if kept.parent and kept.parent.backup_id in before:
             assert kept.parent.backup_id in left, f"{kept.backup_id} lost the link it is built on"
@@ -154,9 +176,14 @@ def good(found: KnownBackup) -> bool:
     return found.checked_at is not None and found.type != "config-only"
 
 
-@pytest.mark.parametrize(("days", "lock_days"), [(3650, 0), (700, 120)], ids=["ten years", "with locks"])
-def test_the_invariants_hold_on_every_day(days: int, lock_days: int) -> None:
-    world = World(seed=7 + lock_days, days=days, lock_days=lock_days).run(invariants)
+@pytest.mark.parametrize(
+    ("days", "lock_days", "spoilt"),
+    [(3650, 0, 0), (700, 120, 0), (3650, 0, 0.05)],
+    ids=["ten years", "with locks", "with what can't be read"],
+)
+def test_the_invariants_hold_on_every_day(days: int, lock_days: int, spoilt: float) -> None:
+    world = World(seed=7 + lock_days, days=days, lock_days=lock_days, spoilt=spoilt)
+    world.run(invariants)
     assert len(world.held) < 250, "retention deletes too little"
     assert min(found.started_at for found in world.held.values()) > FIRST + days * DAY - 4 * 366 * DAY
 
@@ -180,6 +207,10 @@ def newest_in_slot(found: KnownBackup, name: str) -> datetime:
     return found.started_at
 
 
+def only_known(by_id: object, unreadable: object, reasons: object) -> None:
+    """A defect: what a backup that can't be read may build on is let go."""
+
+
 @pytest.mark.parametrize(
     ("name", "defect", "lock_days"),
     [
@@ -189,6 +220,7 @@ def newest_in_slot(found: KnownBackup, name: str) -> datetime:
         pytest.param("_worth", newest_in_slot, 0, id="a bad one stands for a good one"),
         pytest.param("timedelta", lambda days: timedelta(days=days - (days > 1)), 0, id="a day too early"),
         pytest.param("_is_locked", lambda backup, at: False, 120, id="locks are forgotten"),
+        pytest.param("_keep_what_may_be_links", only_known, 0, id="what can't be read needs nothing"),
     ],
 )
 def test_a_defect_in_the_rules_breaks_an_invariant(
@@ -197,7 +229,19 @@ def test_a_defect_in_the_rules_breaks_an_invariant(
     assert hasattr(retention, name)
     monkeypatch.setattr(retention, name, defect)
     with pytest.raises(AssertionError):
-        World(seed=7, days=1200, lock_days=lock_days).run(invariants)
+        World(seed=7, days=1200, lock_days=lock_days, spoilt=0.05 if defect is only_known else 0).run(invariants)
+
+
+def test_what_has_a_note_that_does_not_count_keeps_what_it_builds_on() -> None:
+    def blind(world: World, now: datetime) -> tuple[str, ...]:
+        """A defect: only what counts is looked at."""
+        hidden = {*world.no_note, *world.no_manifest}
+        readable = [found for name, found in world.held.items() if name not in hidden]
+        return plan_retention(readable, now, RULES, unreadable=world.no_manifest).to_delete
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(AssertionError, match="lost the link"):
+        patch.setattr(World, "planned", blind)
+        World(seed=7, days=3650, spoilt=0.05).run(invariants)
 
 
 # ------------------------------------------------------------------------------------------------------- one by one
@@ -233,6 +277,22 @@ def test_a_link_that_something_kept_is_built_on_stays() -> None:
     result = plan(full, first, second, *others)
     assert reasons(result, first) == (f"needed by {second.backup_id}",)
     assert reasons(result, full) == (f"needed by {second.backup_id}",)
+
+
+def test_what_can_not_be_read_keeps_what_it_builds_on_or_may_build_on() -> None:
+    full, other, young = backup(NOW - 401 * DAY), backup(NOW - 395 * DAY), backup(NOW - DAY)
+    child = backup(NOW - 400 * DAY, kind="incremental", parent=full)
+    rules = Retention(daily=1, weekly=1, monthly=1, yearly=0)
+    assert set(plan(full, child, other, young, rules=rules).to_delete) == {full.backup_id, child.backup_id}
+    noted = plan_retention([full, other, young], NOW, rules, doubtful=[child])
+    assert noted.to_delete == ()
+    assert reasons(noted, full) == (f"needed by {child.backup_id}",)
+    assert reasons(noted, child) == ("left alone: a note on it does not count",)
+    older = backup(NOW - 900 * DAY, kind="config-only")
+    nameless = plan_retention([full, older, other, young], NOW, rules, unreadable=[child.backup_id])
+    assert nameless.to_delete == (older.backup_id,)
+    assert reasons(nameless, full) == (f"may be needed by {child.backup_id}, whose manifest does not count",)
+    assert plan_retention([full, other, young], NOW, rules, unreadable=[older.backup_id]).to_delete == (full.backup_id,)
 
 
 def test_a_chain_is_kept_also_when_a_clock_was_wrong() -> None:
@@ -300,6 +360,15 @@ def test_each_cluster_keeps_its_own_last_ones() -> None:
     ours = [backup(NOW - number * DAY) for number in range(1, 100)]
     assert {"the last checked one with data", "the newest"} <= set(reasons(plan(lost, *ours), lost))
     assert "the newest" not in reasons(plan(replace(lost, cluster_uid=""), *ours), lost)
+
+
+def test_two_systems_of_one_cluster_have_each_their_last_verified_one() -> None:
+    ours, theirs = (replace(backup(NOW - days * DAY, verified=True), cluster_uid="uid-1") for days in (500, 600))
+    theirs = replace(theirs, system="other")
+    young = [replace(backup(NOW - day * DAY, salt=name), cluster_uid="uid-1", system=name) for day in range(1, 500)
+             for name in ("", "other")]
+    found = plan(ours, theirs, *young)
+    assert all("the last verified one" in reasons(found, one) for one in (ours, theirs))
 
 
 def test_a_part_takes_nobodys_place_and_proves_nothing() -> None:

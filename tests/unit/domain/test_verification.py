@@ -16,6 +16,7 @@ from nephoran_maintenance.domain.verification import (
     check_chains,
     check_keys,
     check_openings,
+    check_signers,
     choose,
     last_opened,
     overdue,
@@ -109,6 +110,15 @@ def test_a_key_must_outlive_the_backups_it_opens(days_left: int | None, severity
     )
     assert (found.severity, found.object) == (severity, "operations")
     assert expected in found.observed
+
+
+def test_a_signer_that_ends_is_told_30_days_before() -> None:
+    ends = {"never": None, "soon": NOW + 10 * DAY, "later": NOW + 31 * DAY, "retired": NOW - DAY}
+    found = check_signers(ends, NOW)
+    assert [one.severity for one in found] == ["pass", "warn", "pass", "pass"]
+    assert found[1].observed == "ends at 2027-01-11"
+    (last,) = check_signers({"retired": NOW - DAY}, NOW)
+    assert (last.severity, last.object, last.observed) == ("warn", "signer retired", "ended at 2026-12-31")
 
 
 def test_a_key_that_left_the_profile_and_still_opens_something_is_told() -> None:

@@ -116,6 +116,19 @@ def bench_in(folder: Path, keys: KeyMaker, opened: tuple[OpenPgpHook, SigningKey
     return Bench(keys, opened[0], store, BackupStore(store, opened[0], "backups", [keys.signer]), opened[1], folder)
 
 
+def test_backups_count_after_the_end_of_the_key_that_signed_them(bench: Bench, keys: KeyMaker) -> None:
+    """Else every backup would cease to count on one day, and with them the last good one."""
+    identifier = bench.make(datetime(2026, 1, 1, 3, tzinfo=UTC))
+    then = ("--faked-system-time", "20260101T060000", "--local-user", keys.expired.fingerprint)
+    data = bench.path(identifier, "manifest.json").read_bytes()
+    signature = keys.gpg(*then, "--armor", "--detach-sign", data=data)
+    bench.path(identifier, "manifest.json.asc").write_bytes(signature)
+    with OpenPgpHook() as pgp:
+        listing = BackupStore(bench.store, pgp, "backups", [keys.signer, keys.expired]).list()
+    assert listing.problems == {}
+    assert identifier in [backup.backup_id for backup in listing.backups]
+
+
 @pytest.fixture
 def one(made: Bench) -> str:
     return made.ids[0]

@@ -256,12 +256,37 @@ def test_a_signature_is_of_these_bytes_and_of_a_pinned_signer(
             assert error.value.reference == "openpgp-signature-invalid"
 
 
-def test_a_signature_by_a_revoked_or_expired_key_does_not_count(pgp: OpenPgpHook, keys: KeyMaker) -> None:
-    then = ("--faked-system-time", "20260101T060000")
-    early = keys.gpg(*then, "--local-user", keys.expired.fingerprint, "--armor", "--detach-sign", data=b"x").decode()
-    pgp.import_pinned([keys.expired])
+def signed_then(keys: KeyMaker, pin: PinnedKey, then: str) -> str:
+    signer = ("--local-user", pin.fingerprint, "--armor", "--detach-sign")
+    return keys.gpg("--faked-system-time", then, *signer, data=b"x").decode()
+
+
+def test_what_a_key_signed_before_its_end_goes_on_counting(pgp: OpenPgpHook, keys: KeyMaker) -> None:
+    early = signed_then(keys, keys.expired, "20260101T060000")
+    (key,) = pgp.import_pinned([keys.expired])
+    assert key.signs_until == key.expires_at
+    assert pgp.verify(b"x", early, [keys.expired]).signed_at == datetime(2026, 1, 1, 6, tzinfo=UTC)
+    for data, signers in ((b"y", [keys.expired]), (b"x", [keys.signer])):
+        with pytest.raises(PermanentError) as error:
+            pgp.verify(data, early, signers)
+        assert error.value.reference == "openpgp-signature-invalid"
+
+
+def test_what_a_key_signed_after_its_end_or_before_it_was_revoked_does_not_count(
+    pgp: OpenPgpHook, keys: KeyMaker
+) -> None:
+    pin = keys.make("ended", encrypts=False, options=("--faked-system-time", "20260101T000000"))
+    early = signed_then(keys, pin, "20260101T060000")
+    keys.gpg("--faked-system-time", "20260101T070000", "--quick-set-expire", pin.fingerprint, "10d")
+    late = signed_then(keys, pin, "20260105T060000")
+    pgp.import_pinned([pin])
+    pgp.verify(b"x", early, [pin])
     with pytest.raises(PermanentError) as error:
-        pgp.verify(b"x", early, [keys.expired])
+        pgp.verify(b"x", late, [pin])
+    assert error.value.reference == "openpgp-signature-invalid"
+    pgp.import_pinned([keys.revoke(pin)])
+    with pytest.raises(PermanentError) as error:
+        pgp.verify(b"x", early, [pin])
     assert error.value.reference == "openpgp-signature-invalid"
 
 

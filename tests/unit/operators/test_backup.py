@@ -437,6 +437,18 @@ def expired_recipient(site: Site, _: pytest.MonkeyPatch) -> None:
     site.edit_profile(lambda data: data["backup"]["recipients"].append(entry))
 
 
+def test_a_signing_key_that_ends_soon_is_told_by_the_backup(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    pin = site.keys.make("ends-soon", passphrase=PASSPHRASE, encrypts=False, options=("--quiet",))  # in a day
+    (site.profile_path.parent / "ends-soon.asc").write_text(pin.armored, encoding="ascii")
+    entry = {"name": pin.name, "fingerprint": pin.fingerprint, "key_file": "ends-soon.asc"}
+    site.edit_profile(lambda data: data["backup"].update(signers=[entry]))
+    monkeypatch.setenv("AIRFLOW_CONN_OPENPGP_SIGNING", site.keys.signing_connection(pin))
+    run = site.backup()
+    assert run.failed() == []
+    (found,) = [found for found in run.report["findings"] if found["severity"] == "warn" and found["check"] == "keys"]
+    assert (found["object"], found["observed"][:15]) == ("signer ends-soon", "its key ends at")
+
+
 def swapped_key_file(site: Site, _: pytest.MonkeyPatch) -> None:
     (site.profile_path.parent / "escrow.asc").write_text(site.keys.stranger.armored, encoding="ascii")
 

@@ -171,6 +171,26 @@ def test_a_manifest_that_does_not_count_is_told_and_never_deleted(bucket: Backup
     assert finding["object"] == forged
 
 
+def test_a_note_or_a_manifest_that_does_not_count_is_no_reason_to_break_a_chain(
+    bucket: BackupBucket, dag: Any
+) -> None:
+    """The account that uploads may write both, so one bad byte must not take the last verified chain away."""
+    kept, full, other = bucket.add(1), bucket.add(401), bucket.add(395)
+    link = bucket.add(400, "incremental", parent=full, verified=True)
+    bucket.s3.put(f"backups/{link}/checked.json.asc", b"not a signature")
+    run = clean_up(dag)
+    assert run.failed() == []
+    assert bucket.ids() == {kept, full, link, other}
+    assert table_of(run)[full] == ("kept" if run.states["delete_backups"] != "skipped" else "keep", f"needed by {link}")
+    bucket.s3.hide(f"backups/{link}/manifest.json.asc")
+    run = clean_up(dag)
+    assert bucket.ids() == {kept, full, link, other}
+    assert f"may be needed by {link}" in table_of(run)[full][1]
+    bucket.s3.put(f"backups/{link}/manifest.json.asc", b"not a signature")
+    clean_up(dag)
+    assert bucket.ids() == {kept, full, link, other}
+
+
 def approval_needed(bucket: BackupBucket) -> tuple[set[str], set[str]]:
     """Let two go where one may go without a question; return what stays and what goes."""
 

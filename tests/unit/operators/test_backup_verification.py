@@ -145,6 +145,21 @@ def test_a_backup_that_nobody_here_can_open_becomes_overdue(
     assert "is not encrypted to the key" in asked.error("verify_contents")
 
 
+def test_a_signer_that_ends_is_told_and_what_an_ended_one_signed_is_read(bucket: BackupBucket, dag: Any) -> None:
+    bucket.add(1, members=FILES)
+    soon = bucket.keys.make("ends-soon", encrypts=False, options=("--quiet",))  # in a day
+    pins = {pin.name: pin for pin in (soon, bucket.keys.expired)}
+    for pin in pins.values():
+        (bucket.profile_path.parent / f"{pin.name}.asc").write_text(pin.armored, encoding="ascii")
+    entries = [{"name": p.name, "fingerprint": p.fingerprint, "key_file": f"{p.name}.asc"} for p in pins.values()]
+    bucket.edit_profile(lambda data: data["backup"]["signers"].extend(entries))
+    run = verify(dag)
+    assert run.failed() == []
+    found = warnings_of(run, "keys")
+    assert set(found) == {"signer ends-soon"}
+    assert found["signer ends-soon"].startswith("ends at ")
+
+
 def flip(bucket: BackupBucket, key: str) -> None:
     data = bytearray(bucket.s3.objects[key])
     data[len(data) // 2] ^= 1
