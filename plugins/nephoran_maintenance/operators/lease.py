@@ -9,7 +9,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from nephoran_maintenance.domain.step_ids import ACQUIRE_LEASE
 from nephoran_maintenance.engine.fencing import stamp
-from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.errors import PermanentError, TransientError
 from nephoran_maintenance.operators.base import (
     NEVER_RAN,
     StepOperator,
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from nephoran_maintenance.hooks.lease_store import HeldLease
 
-LONGEST_OPERATION = timedelta(hours=6)
+LONGEST_HOLD = timedelta(hours=48)
+"""Longer than any operation with its backup, which alone may take 24 h. A run that still lives then is renewed for as
+long once more: only its end, not a clock, says when renewing ends."""
 LONGEST_WAIT = timedelta(hours=2)
 """How long a run with ``if_busy = wait`` waits for another operation; its plan is checked again afterwards."""
 LONGEST_WAIT_OF_A_BACKUP = timedelta(hours=1)
@@ -152,10 +154,10 @@ class HoldLeaseOperator(StepOperator):
                 run_id=context["run_id"],
                 renew_seconds=leases.settings.renew_seconds,
                 duration_seconds=leases.settings.duration_seconds,
-                deadline_at=(datetime.now(UTC) + LONGEST_OPERATION).isoformat(),
+                deadline_at=(datetime.now(UTC) + LONGEST_HOLD).isoformat(),
             ),
             method_name="resume_step",
-            timeout=LONGEST_OPERATION + timedelta(minutes=5),
+            timeout=LONGEST_HOLD + timedelta(minutes=5),
         )
 
     def resume(self, context: Context, event: dict[str, Any]) -> None:
@@ -168,7 +170,11 @@ class HoldLeaseOperator(StepOperator):
                 context={"operation": operation_of(context)},
                 hint="Its further writes are refused. Read the report of the recovery that took it over.",
             )
-        raise PermanentError(
+        if event["state"] == "timeout":
+            self.act(context)
+            return
+        # Tried again: the next try takes the lease up where it is, unless somebody else has it by then.
+        raise TransientError(
             "lease-not-renewed",
             f"the lease can't be renewed any more: {event['message']}",
             context={"operation": operation_of(context)},
