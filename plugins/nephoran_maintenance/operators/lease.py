@@ -9,7 +9,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from nephoran_maintenance.domain.step_ids import ACQUIRE_LEASE
 from nephoran_maintenance.engine.fencing import stamp
-from nephoran_maintenance.errors import PermanentError, TransientError
+from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
 from nephoran_maintenance.operators.base import (
     NEVER_RAN,
     StepOperator,
@@ -22,7 +22,8 @@ from nephoran_maintenance.operators.base import (
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from nephoran_maintenance.hooks.lease_store import HeldLease
+    from nephoran_maintenance.hooks.journal_store import JournalStore
+    from nephoran_maintenance.hooks.lease_store import HeldLease, LeaseStore
 
 LONGEST_HOLD = timedelta(hours=48)
 """Longer than any operation with its backup, which alone may take 24 h. A run that still lives then is renewed for as
@@ -191,10 +192,10 @@ class ReleaseLeaseOperator(StepOperator):
     """
 
     def act(self, context: Context) -> str:
-        if states_of(context).get(ACQUIRE_LEASE) in NEVER_RAN:
-            raise AirflowSkipException("the lease was never taken")
         cluster = self.cluster()
         store, operation, leases = self.journals(cluster), operation_of(context), self.leases(cluster)
+        if states_of(context).get(ACQUIRE_LEASE) in NEVER_RAN:
+            return self.give_back_what_a_recovery_left(operation, leases, store)
         journal = journal_of(context, store)
         if journal is not None and journal.state == "open":
             leases.let_go(operation)
@@ -210,3 +211,17 @@ class ReleaseLeaseOperator(StepOperator):
         if gone:
             self.log.info("Deleted the oldest closed journals: %s", ", ".join(gone))
         return "released" if released else "was not held any more"
+
+    def give_back_what_a_recovery_left(self, operation: str, leases: LeaseStore, store: JournalStore) -> str:
+        """Give back the lease that this run took only to recover others, and kept because its worker died over it.
+
+        Let go while something is still open: then the next recovery takes it over at once.
+        """
+        try:
+            open_operations = store.open_operations()
+            given = leases.let_go(operation) if open_operations else leases.release(operation)
+        except MaintenanceError as error:
+            raise AirflowSkipException(f"the lease was never taken for a change: {error.message}") from error
+        if not given:
+            raise AirflowSkipException("the lease was never taken")
+        return "let go" if open_operations else "released"
