@@ -314,6 +314,94 @@ def test_the_late_write_of_a_stopped_owner_is_refused(
     assert run.states["verify_outcome"] == "failed"
 
 
+def first_test_intent(method: str, path: str, body: Any) -> bool:
+    return method == "POST" and path.endswith("/networkintents")
+
+
+def test_a_test_intent_that_a_stopped_owner_creates_late_is_taken_away_again(system: System) -> None:
+    """An object that is not there yet can bear no fence."""
+    before = system.specs()
+
+    def meanwhile() -> None:
+        pass_time(system)
+        assert command_line(system, "recover") == 0
+
+    with stopped_at(first_test_intent, meanwhile) as held_up:
+        run = system.upgrade(components=TWO)
+    assert len(held_up) == 1
+    created = [r for r in system.cluster.accepted if first_test_intent(r.method, r.path, None)]
+    assert len(created) == 1, "the API server takes it, and the step makes no other"
+    assert "[lease-lost]" in run.error("functional_test.apply_test_intents")
+    assert run.states["verify_outcome"] == "failed"
+    assert ended_well(system, before) == "old"
+
+
+def test_a_test_intent_of_a_worker_that_was_lost_over_it_is_taken_away_by_the_next_try(system: System) -> None:
+    """It was stopped before it created the intent, and killed after it."""
+    before = system.specs()
+    left: list[str] = []
+
+    def stopped_then_killed(step: Any, context: Any) -> Any:
+        def meanwhile() -> None:
+            pass_time(system)
+            assert command_line(system, "recover") == 0
+
+        with pytest.MonkeyPatch.context() as patch, stopped_at(first_test_intent, meanwhile):
+            patch.setattr(type(step), "take_away", lambda *_: None)
+            with pytest.raises(AirflowFailException):
+                step.execute(context)
+        left.extend(path for path in system.cluster.objects if "/networkintents/" in path)
+        return step.execute(context)
+
+    system.upgrade(
+        components=TWO,
+        replaced={
+            "functional_test.apply_test_intents": stopped_then_killed,
+            "functional_test.delete_test_intents": fails,
+        },
+    )
+    assert len(left) == 1
+    assert ended_well(system, before) == "old"
+
+
+def fails(step: Any, context: Any) -> None:
+    raise AirflowFailException("the run was marked as failed")
+
+
+@pytest.mark.parametrize("state", ["closed", "on-its-way-back"])
+def test_a_cleared_functional_test_of_an_operation_that_does_not_go_forward_makes_nothing(
+    system: System, state: str
+) -> None:
+    if state == "closed":
+        run = system.upgrade(components=["rag-api"])
+        assert run.report["overall"] == "succeeded"
+    else:
+        left_in_the_middle(system)
+        store, leases = stores_of(system)
+        operation = system.journal().operation_id
+        turn_back(store.cluster, store, leases, system.journal(), operation)
+        run = DagRunner(system.dags["rolling_upgrade"], {"mode": "apply", "components": TWO}, run_id="died")
+    writes = len(system.writes())
+    task = run.dag.get_task("functional_test.apply_test_intents")
+    run._try(task, TaskInstance(run, task))
+    assert "[operation-closed]" in run.error(task.task_id)
+    assert len(system.writes()) == writes
+
+
+@pytest.mark.parametrize("switch", ["stop", "halt"])
+def test_a_switch_is_seen_before_test_intents_are_made(system: System, switch: str) -> None:
+    before = system.specs()
+
+    def switched(step: Any, context: Any) -> Any:
+        system.cluster.put(JOURNALS, {"kind": "ConfigMap", "metadata": {"name": "switches"}, "data": {switch: "on"}})
+        return step.execute(context)
+
+    run = system.upgrade(components=TWO, replaced={"functional_test.apply_test_intents": switched})
+    assert "[switched-off]" in run.error("functional_test.apply_test_intents")
+    assert not [r for r in system.cluster.accepted if first_test_intent(r.method, r.path, None)]
+    assert (system.specs() == before) == (switch == "stop"), "halt lets nothing go back either"
+
+
 def test_a_forward_step_that_still_lives_is_fenced_out_by_the_way_back_of_its_own_run(system: System) -> None:
     before = system.specs()
 
@@ -533,6 +621,21 @@ def test_an_object_in_no_known_state_stops_the_recovery_before_it_touches_anythi
     system.cluster.edit("rag-api", lambda w: w.update(spec=theirs))
     assert command_line(system, "recover") == 0
     assert ended_well(system, before) == "old"
+
+
+def test_somebodys_strategy_on_the_template_that_was_intended_is_not_overwritten(
+    system: System, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = both_changed(system)
+    system.cluster.edit("rag-api", lambda w: w["spec"]["strategy"]["rollingUpdate"].update(maxSurge=3))
+    system.cluster.settle()
+    objects = objects_of(system)
+    assert command_line(system, "recover") == 1
+    assert "needs a person: rag-api is in no state" in capsys.readouterr().out
+    assert objects_of(system) == objects
+    system.cluster.edit("rag-api", lambda w: w["spec"]["strategy"]["rollingUpdate"].update(maxSurge=1))
+    assert command_line(system, "recover") == 0
+    ended_well(system, before)
 
 
 def test_a_lease_that_somebody_deleted_does_not_keep_a_recovery_out(system: System) -> None:
