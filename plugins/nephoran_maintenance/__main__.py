@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from nephoran_maintenance.domain.journal import Journal, operation_id
-from nephoran_maintenance.engine.recovery import Recovery
+from nephoran_maintenance.engine.recovery import Recovery, Unreadable
 from nephoran_maintenance.engine.rolling import AnswerWait, RolloutWait, Wait
-from nephoran_maintenance.errors import MaintenanceError
+from nephoran_maintenance.errors import MaintenanceError, PermanentError
 from nephoran_maintenance.hooks.cluster import KubeconfigClusterHook
 from nephoran_maintenance.profile import load_profile
 
@@ -54,6 +54,8 @@ def _status(recovery: Recovery, _: argparse.Namespace, __: Callable[[float], Non
     found = recovery.find()
     for item in found:
         _show(item.to_dict(), "would")
+        if isinstance(item, Unreadable):
+            continue
         for entry in item.journal.entries:
             print(f"  {entry.component} {entry.kind}: {entry.step}; the object is {item.conditions[entry.component]}")
     if not found:
@@ -69,8 +71,14 @@ def _recover(recovery: Recovery, chosen: argparse.Namespace, sleep: Callable[[fl
     for row in rows:
         _show(row, "would" if chosen.plan else "will")
         if row["decision"] in ("finish", "undo") and not chosen.plan:
-            journal = _see_through(recovery, row["operation"], sleep)
-            print(f"{row['operation']} is closed: {journal.outcome}")
+            try:
+                journal = _see_through(recovery, row["operation"], sleep)
+            except PermanentError as error:
+                # One that can't be recovered keeps no other from it.
+                print(f"error: {error}", file=sys.stderr)
+                left = True
+            else:
+                print(f"{row['operation']} is closed: {journal.outcome}")
         elif not (row["decision"] == "leave" and recovery.back is False):
             left = True
     return BAD if left and not chosen.plan else GOOD

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from nephoran_maintenance.domain.journal import STANDING, Journal, JournalEntry
 from nephoran_maintenance.domain.lease import Lease
-from nephoran_maintenance.domain.patches import same_spec, same_template
+from nephoran_maintenance.domain.patches import same_spec, same_strategy, same_template, strategy_of
+from nephoran_maintenance.domain.stepping import partition_of, with_partition
 
 Condition = Literal["before", "intended", "between", "unknown", "missing"]
 Decision = Literal["leave", "finish", "undo", "stop"]
@@ -30,8 +31,8 @@ class Judgement:
 def condition_of(workload: Mapping[str, Any] | None, entries: Sequence[JournalEntry]) -> Condition:
     """Return in which state of an operation a component's object is.
 
-    ``between``: its template is one that the operation has recorded or intended, but not its whole spec, such as a
-    StatefulSet whose partition was left in the middle.
+    ``between``: it is one that the operation has recorded or intended on the way, such as a StatefulSet whose partition
+    was left in the middle.
 
     :param entries: the component's entries, in their order.
     """
@@ -45,8 +46,28 @@ def condition_of(workload: Mapping[str, Any] | None, entries: Sequence[JournalEn
 
 
 def is_known(workload: Mapping[str, Any], entries: Sequence[JournalEntry]) -> bool:
-    """Return whether a live template is one that the operation has recorded or intended."""
-    return any(same_template(workload, state) for entry in entries for state in (entry.before, entry.intended))
+    """Return whether a live object is in, or on its way to, a state that the operation has recorded or intended."""
+    return any(is_on_its_way(workload, state) for entry in entries for state in (entry.before, entry.intended))
+
+
+def is_on_its_way(workload: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
+    """Return whether a live object has exactly the template and strategy of a recorded state.
+
+    A Deployment gets both in one write, so a strategy that differs is somebody else's. A StatefulSet is stepped by its
+    partition, which may be any; one that is ``OnDelete`` is ``RollingUpdate`` meanwhile.
+    """
+    if not same_template(workload, state):
+        return False
+    if same_strategy(workload, state):
+        return True
+    if workload["kind"] != "StatefulSet":
+        return False
+    live, recorded = strategy_of(workload), state["strategy"]
+    stepped = with_partition(recorded, partition_of(workload))
+    if "rollingUpdate" not in recorded and "maxUnavailable" in live.get("rollingUpdate", {}):
+        # The API server's default, where it knows this field and nothing was said.
+        stepped["rollingUpdate"]["maxUnavailable"] = 1
+    return live == stepped
 
 
 def judge(

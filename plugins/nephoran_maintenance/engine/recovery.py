@@ -52,6 +52,23 @@ class Found:
         }
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """An operation whose journal can't be read: damaged, or written by a newer release. A person looks."""
+
+    error: UnknownStateError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts with the keys of :meth:`Found.to_dict`."""
+        return {
+            "operation": str(self.error.context["journal"]),
+            "procedure": "unknown procedure",
+            "decision": "stop",
+            "reason": self.error.message,
+            "found": {},
+        }
+
+
 class Recovery:
     """Recovers operations in the name of ``me``.
 
@@ -84,19 +101,22 @@ class Recovery:
 
     # --------------------------------------------------------------------------------------------------------- looking
 
-    def find(self, operation: str | None = None) -> list[Found]:
+    def find(self, operation: str | None = None) -> list[Found | Unreadable]:
         """Return every operation that is open, oldest first, or the one that is asked for; writes nothing.
 
+        Those whose journal can't be read come last: they keep nobody from recovering the others.
+
         :raises PermanentError: ``not-found`` when there is no such operation.
-        :raises UnknownStateError: ``journal-unreadable``.
+        :raises UnknownStateError: ``journal-unreadable``, of the one that is asked for.
         """
-        journals = [self.store.read(operation)] if operation else reversed(self.store.all("open"))
+        journals, errors = ([self.store.read(operation)], []) if operation else self.store.read_all("open")
         lease, now = self.leases.look()
-        return [self._look(journal, lease, now) for journal in journals]
+        found = [self._look(journal, lease, now) for journal in reversed(journals)]
+        return [*found, *(Unreadable(error) for error in errors)]
 
     def done(self) -> list[dict[str, Any]]:
         """Return what this very recovery has closed already, as :meth:`Found.to_dict` does: an earlier try of it died."""
-        closed = [journal for journal in self.store.all("closed") if journal.takeovers]
+        closed = [journal for journal in self.store.read_all("closed")[0] if journal.takeovers]
         return [
             {
                 "operation": journal.operation_id,
@@ -126,7 +146,8 @@ class Recovery:
         """Finish or undo an operation as far as that goes now; return what to wait for, or its closed journal.
 
         Takes the lease over, fences journal and objects, decides once more on what it then sees, acts, verifies, deletes
-        left-over test intents, takes the fence away, closes the journal and releases the lease. Safe to repeat: yes.
+        left-over test intents, takes the fence away, closes the journal and releases the lease. A component that can't go
+        back is an error at the end, after all others have gone back. Safe to repeat: yes.
 
         :raises PermanentError: ``lease-held`` when its owner lives; ``lease-lost`` when another recovery was faster.
         :raises UnknownStateError: ``object-changed-by-others``; then nothing was touched.
@@ -134,6 +155,7 @@ class Recovery:
         check_switches(self.cluster, self.profile.namespaces.maintenance, forward=False)
         journal = self.store.read(operation)
         if journal.state == "closed" and not (self.back and journal.outcome in STANDING):
+            self._release_after(journal)
             return journal
         try:
             return self._go_on(journal)
@@ -154,19 +176,43 @@ class Recovery:
             wait, journal = self._look_at_the_whole(journal, lease)
             if wait is not None:
                 return wait
+        failed: PermanentError | None = None
         for component in journal.to_roll_back() if journal.takeovers[-1].decision == "undo" else ():
-            roller = self._roller(journal.entries_of(component)[0], lease)
-            journal = begin_way_back(roller, self.store, journal)
-            result = take_back(roller, self.store, journal)
-            if isinstance(result, Wait):
-                self._check_time(journal, component, result)
-                return result
-            self.log.info("%s is %s", component, result["result"])
-            journal = self.store.read(journal.operation_id)
+            try:
+                wait, journal = self._take_back(journal, component, lease)
+            except PermanentError as error:
+                if error.reference in NOT_OURS:
+                    raise
+                # As in the run's own rollback: one that can't go back keeps no other from it.
+                self.log.error("%s can't go back, the others do: %s", component, error)
+                failed = failed or error
+                continue
+            if wait is not None:
+                return wait
         wait = self._delete_test_intents(journal)
         if wait is not None:
             return wait
+        if failed is not None:
+            raise failed
         return self._close(journal, lease)
+
+    def _take_back(self, journal: Journal, component: str, lease: HeldLease) -> tuple[Wait | None, Journal]:
+        """Take one component back as far as that goes now; return what to wait for, and the journal."""
+        roller = self._roller(journal.entries_of(component)[0], lease)
+        journal = begin_way_back(roller, self.store, journal)
+        result = take_back(roller, self.store, journal)
+        if isinstance(result, Wait):
+            self._check_time(journal, component, result)
+            return result, journal
+        self.log.info("%s is %s", component, result["result"])
+        return None, self.store.read(journal.operation_id)
+
+    def _release_after(self, journal: Journal) -> None:
+        """Release the lease that we took for an operation which we have closed, and died before we released it."""
+        held, _ = self.leases.look()
+        # With another token it is the one that we have taken for the next operation.
+        if held is not None and held.holder == self.me and held.token == journal.fencing_token:
+            self.leases.release(self.me)
 
     def _take_over(self, journal: Journal) -> tuple[HeldLease, Journal]:
         """Return the lease, taken over unless it is ours already, and the journal in our hands."""

@@ -13,7 +13,7 @@ from nephoran_maintenance.domain.journal import (
     is_of_system,
     to_config_map,
 )
-from nephoran_maintenance.errors import TransientError
+from nephoran_maintenance.errors import TransientError, UnknownStateError
 from nephoran_maintenance.hooks.cluster import ClusterHook
 
 CONFLICT_TRIES = 5
@@ -97,9 +97,24 @@ class JournalStore:
         )
 
     def all(self, state: str | None = None) -> list[Journal]:
-        """Return every journal, newest first; with a state (``open`` or ``closed``) only those in it."""
-        journals = [from_config_map(item) for item in self._list(state)]
-        return sorted(journals, key=lambda journal: journal.started_at, reverse=True)
+        """Return every journal, newest first; with a state (``open`` or ``closed``) only those in it.
+
+        :raises UnknownStateError: ``journal-unreadable`` of the first that is damaged.
+        """
+        journals, errors = self.read_all(state)
+        if errors:
+            raise errors[0]
+        return journals
+
+    def read_all(self, state: str | None = None) -> tuple[list[Journal], list[UnknownStateError]]:
+        """Return every journal that can be read, as :meth:`all` does, and the error of each that can't."""
+        journals, errors = [], []
+        for item in self._list(state):
+            try:
+                journals.append(from_config_map(item))
+            except UnknownStateError as error:
+                errors.append(error)
+        return sorted(journals, key=lambda journal: journal.started_at, reverse=True), errors
 
     def open_operations(self) -> list[str]:
         """Return the ids of the operations whose journal is open; one that can't be read counts."""

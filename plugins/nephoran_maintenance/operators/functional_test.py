@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +11,16 @@ from airflow.sdk.exceptions import AirflowSkipException
 from nephoran_maintenance.domain.intents import IntentKind, phase_of, phase_verdict, sandbox_intent, served_kinds
 from nephoran_maintenance.domain.step_ids import APPLY_TEST_INTENTS
 from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
-from nephoran_maintenance.operators.base import NEVER_RAN, StepOperator, operation_of, states_of
+from nephoran_maintenance.operators.base import NEVER_RAN, StepOperator, operation_of, refuse_closed, states_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from nephoran_maintenance.hooks.cluster import ClusterHook
+    from nephoran_maintenance.hooks.lease_store import HeldLease
 
 DELETION_LIMIT = timedelta(seconds=120)
+NOT_OURS = frozenset({"lease-lost", "operation-closed"})
 
 
 class IntentOperator(StepOperator):
@@ -41,22 +44,36 @@ class IntentOperator(StepOperator):
         resource = Resource(address["group"], address["version"], address["plural"])
         return cluster.find(resource, address["name"], address["namespace"])
 
-
-class ApplyTestIntentsOperator(IntentOperator):
-    """Create one NetworkIntent per served API group, in the sandbox. Safe to repeat: yes, the name is the operation's."""
-
-    def act(self, context: Context) -> list[dict[str, str]]:
+    def delete(self, cluster: ClusterHook, addresses: Sequence[dict[str, str]]) -> None:
+        """Delete those test intents that are there."""
         from nephoran_maintenance.hooks.kubernetes_rest import Resource
 
+        for address in addresses:
+            if self.find(cluster, address) is None:
+                continue
+            resource = Resource(address["group"], address["version"], address["plural"])
+            cluster.delete(resource, address["name"], address["namespace"])
+
+
+class ApplyTestIntentsOperator(IntentOperator):
+    """Create one NetworkIntent per served API group, in the sandbox.
+
+    Only while the operation is open, goes forward and is ours. What is new has no fence that its creation could test, so
+    the lease is looked at once more afterwards: whoever took the operation over between our check and our write has
+    looked for left-over intents already, and ours is taken away again. Safe to repeat: yes, the name is the operation's.
+    """
+
+    def act(self, context: Context) -> list[dict[str, str]]:
         cluster = self.cluster()
-        created = []
-        for kind, body in self.references(context, cluster):
-            resource = Resource(kind.group, kind.version, kind.plural, "NetworkIntent")
-            namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
-            if cluster.find(resource, name, namespace) is None:
-                cluster.create(body, kind=resource)
-            created.append(kind.reference(namespace, name))
-            self.log.info("Created networkintents.%s/%s in %s", kind.group, name, namespace)
+        try:
+            lease = self.opened(context, cluster)
+            self.check_switches(cluster, forward=True)
+            created = self.create(context, cluster, lease)
+            lease.keep()
+        except PermanentError as error:
+            if error.reference in NOT_OURS:
+                self.take_away(context, cluster)
+            raise
         if not created:
             raise PermanentError(
                 "no-intent-kind",
@@ -64,6 +81,42 @@ class ApplyTestIntentsOperator(IntentOperator):
                 hint="Install the CRDs, or correct intents.groups in the profile.",
             )
         return created
+
+    def opened(self, context: Context, cluster: ClusterHook) -> HeldLease:
+        """Return the lease in our hands.
+
+        :raises PermanentError: ``operation-closed``, ``lease-lost``.
+        """
+        journal = self.journals(cluster).read(operation_of(context))
+        refuse_closed(journal)
+        if journal.turned_back_at is not None:
+            raise PermanentError(
+                "operation-closed",
+                f"operation {journal.operation_id} is on its way back since {journal.turned_back_at.isoformat()}",
+                hint="Let the rollback end, then trigger a new run instead of clearing this one.",
+            )
+        return self.held_lease(context, cluster, journal)
+
+    def create(self, context: Context, cluster: ClusterHook, lease: HeldLease) -> list[dict[str, str]]:
+        from nephoran_maintenance.hooks.kubernetes_rest import Resource
+
+        created = []
+        for kind, body in self.references(context, cluster):
+            resource = Resource(kind.group, kind.version, kind.plural, "NetworkIntent")
+            namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
+            if cluster.find(resource, name, namespace) is None:
+                lease.keep()
+                cluster.create(body, kind=resource)
+            created.append(kind.reference(namespace, name))
+            self.log.info("Created networkintents.%s/%s in %s", kind.group, name, namespace)
+        return created
+
+    def take_away(self, context: Context, cluster: ClusterHook) -> None:
+        """Delete what this step has created of an operation that is not ours any more, best effort."""
+        try:
+            self.delete(cluster, self.addresses(context, cluster))
+        except MaintenanceError as error:
+            self.log.warning("Test intents may be left: %s", error)
 
 
 class WaitForTestIntentsOperator(IntentOperator):
@@ -118,6 +171,7 @@ class WaitForTestIntentsOperator(IntentOperator):
 class DeleteTestIntentsOperator(IntentOperator):
     """Delete the operation's test intents and wait until their finalizers are done. Safe to repeat: yes.
 
+    Needs no lease: their name is the operation's, and whoever has taken it over deletes them as well.
     Returns the number of intents that are gone. Skipped when the cluster can't be asked and none was ever created.
     """
 
@@ -130,16 +184,12 @@ class DeleteTestIntentsOperator(IntentOperator):
             raise
 
     def take_away(self, context: Context) -> int:
-        from nephoran_maintenance.hooks.kubernetes_rest import Resource
         from nephoran_maintenance.triggers.condition import AbsenceTrigger
 
         cluster = self.cluster()
+        self.check_switches(cluster, forward=False)
         addresses = self.addresses(context, cluster)
-        for address in addresses:
-            if self.find(cluster, address) is None:
-                continue
-            resource = Resource(address["group"], address["version"], address["plural"])
-            cluster.delete(resource, address["name"], address["namespace"])
+        self.delete(cluster, addresses)
         left = [address for address in addresses if self.find(cluster, address) is not None]
         if not left:
             return len(addresses)

@@ -9,7 +9,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from nephoran_maintenance.domain.step_ids import ACQUIRE_LEASE
 from nephoran_maintenance.engine.fencing import stamp
-from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
 from nephoran_maintenance.operators.base import (
     NEVER_RAN,
     StepOperator,
@@ -22,9 +22,12 @@ from nephoran_maintenance.operators.base import (
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from nephoran_maintenance.hooks.lease_store import HeldLease
+    from nephoran_maintenance.hooks.journal_store import JournalStore
+    from nephoran_maintenance.hooks.lease_store import HeldLease, LeaseStore
 
-LONGEST_OPERATION = timedelta(hours=6)
+LONGEST_HOLD = timedelta(hours=48)
+"""Longer than any operation with its backup, which alone may take 24 h. A run that still lives then is renewed for as
+long once more: only its end, not a clock, says when renewing ends."""
 LONGEST_WAIT = timedelta(hours=2)
 """How long a run with ``if_busy = wait`` waits for another operation; its plan is checked again afterwards."""
 LONGEST_WAIT_OF_A_BACKUP = timedelta(hours=1)
@@ -152,10 +155,10 @@ class HoldLeaseOperator(StepOperator):
                 run_id=context["run_id"],
                 renew_seconds=leases.settings.renew_seconds,
                 duration_seconds=leases.settings.duration_seconds,
-                deadline_at=(datetime.now(UTC) + LONGEST_OPERATION).isoformat(),
+                deadline_at=(datetime.now(UTC) + LONGEST_HOLD).isoformat(),
             ),
             method_name="resume_step",
-            timeout=LONGEST_OPERATION + timedelta(minutes=5),
+            timeout=LONGEST_HOLD + timedelta(minutes=5),
         )
 
     def resume(self, context: Context, event: dict[str, Any]) -> None:
@@ -168,7 +171,11 @@ class HoldLeaseOperator(StepOperator):
                 context={"operation": operation_of(context)},
                 hint="Its further writes are refused. Read the report of the recovery that took it over.",
             )
-        raise PermanentError(
+        if event["state"] == "timeout":
+            self.act(context)
+            return
+        # Tried again: the next try takes the lease up where it is, unless somebody else has it by then.
+        raise TransientError(
             "lease-not-renewed",
             f"the lease can't be renewed any more: {event['message']}",
             context={"operation": operation_of(context)},
@@ -185,10 +192,10 @@ class ReleaseLeaseOperator(StepOperator):
     """
 
     def act(self, context: Context) -> str:
-        if states_of(context).get(ACQUIRE_LEASE) in NEVER_RAN:
-            raise AirflowSkipException("the lease was never taken")
         cluster = self.cluster()
         store, operation, leases = self.journals(cluster), operation_of(context), self.leases(cluster)
+        if states_of(context).get(ACQUIRE_LEASE) in NEVER_RAN:
+            return self.give_back_what_a_recovery_left(operation, leases, store)
         journal = journal_of(context, store)
         if journal is not None and journal.state == "open":
             leases.let_go(operation)
@@ -204,3 +211,17 @@ class ReleaseLeaseOperator(StepOperator):
         if gone:
             self.log.info("Deleted the oldest closed journals: %s", ", ".join(gone))
         return "released" if released else "was not held any more"
+
+    def give_back_what_a_recovery_left(self, operation: str, leases: LeaseStore, store: JournalStore) -> str:
+        """Give back the lease that this run took only to recover others, and kept because its worker died over it.
+
+        Let go while something is still open: then the next recovery takes it over at once.
+        """
+        try:
+            open_operations = store.open_operations()
+            given = leases.let_go(operation) if open_operations else leases.release(operation)
+        except MaintenanceError as error:
+            raise AirflowSkipException(f"the lease was never taken for a change: {error.message}") from error
+        if not given:
+            raise AirflowSkipException("the lease was never taken")
+        return "let go" if open_operations else "released"

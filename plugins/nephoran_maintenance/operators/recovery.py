@@ -80,7 +80,8 @@ class RecoverOperationsOperator(WaitingOperator):
         # What an earlier try of this step has closed still belongs into the report.
         known = {row["operation"]: row for row in (recovery.done() if context["ti"].try_number > 1 else ())}
         for found in recovery.find(context["params"]["operation"] if self.back else None):
-            known.setdefault(found.journal.operation_id, found.to_dict())
+            row = found.to_dict()
+            known.setdefault(row["operation"], row)
         rows = list(known.values())
         context["ti"].xcom_push(key=FOUND_KEY, value=rows)
         for row in rows:
@@ -104,23 +105,45 @@ class RecoverOperationsOperator(WaitingOperator):
 
     def go_on(self, context: Context, recovery: Recovery, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in rows:
-            if row["decision"] not in ("finish", "undo"):
+            if row["decision"] not in ("finish", "undo") or ERROR_KEY in row:
                 continue
-            result = recovery.go_on(row["operation"])
+            try:
+                result = recovery.go_on(row["operation"])
+            except PermanentError as error:
+                # The others are recovered all the same. It is noted, so that after a wait for one of them the lease is
+                # not taken away from that for this one.
+                self.log.error("%s can't be recovered now: %s", row["operation"], error)
+                row[ERROR_KEY] = {"reference": error.reference, "message": error.message, "hint": error.hint}
+                context["ti"].xcom_push(key=FOUND_KEY, value=rows)
+                continue
             if isinstance(result, Wait):
                 # Short waits: between two of them the lease is renewed, and what others did is seen.
                 self.wait_for(result, self.profile.lease.duration / 3)
             self.log.info("%s is closed: %s", row["operation"], result.outcome)
-        stopped = [row for row in rows if row["decision"] == "stop"]
-        if stopped:
+        self.check_left(recovery, rows)
+        return rows
+
+    def check_left(self, recovery: Recovery, rows: list[dict[str, Any]]) -> None:
+        """Raise the error of what a person must look at, of the first operation with the names of all others."""
+        left = [row for row in rows if row["decision"] == "stop" or ERROR_KEY in row]
+        if not left:
+            return
+        first, others = left[0], [row["operation"] for row in left[1:]]
+        besides = f"; neither can {', '.join(others)}" if others else ""
+        try:
+            if ERROR_KEY in first:
+                raise PermanentError(**first[ERROR_KEY])
+            recovery.store.read(first["operation"])
             raise UnknownStateError(
                 "object-changed-by-others",
-                f"operation {stopped[0]['operation']} can be neither finished nor undone: {stopped[0]['reason']}",
-                context={"operation": stopped[0]["operation"]},
+                f"operation {first['operation']} can be neither finished nor undone: {first['reason']}",
                 hint="Page the person who changed it. Both states are in the journal's ConfigMap; put the object into one "
                 "of them, and the next recovery goes on.",
             )
-        return rows
+        except PermanentError as error:
+            error.message += besides
+            error.context["operation"] = first["operation"]
+            raise
 
     def recovery(self, context: Context, cluster: ClusterHook) -> Recovery:
         me = operation_of(context)
@@ -141,8 +164,14 @@ class ReportRecoveryOperator(ReportOperator):
             raise AirflowSkipException("no operation was to be recovered")
         report: dict[str, Any] = {}
         for row in rows:
-            journal = store.read(row["operation"])
+            try:
+                journal = store.read(row["operation"])
+            except UnknownStateError as error:
+                self.log.error("No report: %s", error)
+                continue
             report = self.publish(profile, journal.operation_id, self.recovered(context, profile, journal, row, failed))
+        if not report:
+            raise AirflowSkipException("no operation's journal can be read; the failed step names them")
         return report
 
     def recovered(

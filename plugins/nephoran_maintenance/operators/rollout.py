@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from nephoran_maintenance.domain.journal import Journal, JournalEntry
-from nephoran_maintenance.domain.patches import same_spec, same_template
+from nephoran_maintenance.domain.patches import same_spec
+from nephoran_maintenance.domain.recovery import is_on_its_way
 from nephoran_maintenance.engine.live import check_digests, check_health, pod_runs, running_digests
 from nephoran_maintenance.engine.rolling import Wait
 from nephoran_maintenance.errors import PermanentError, UnknownStateError
@@ -122,7 +123,7 @@ class ApplyChangeOperator(ChangeOperator):
 
     def check_known(self, workload: dict[str, Any], entry: JournalEntry) -> None:
         """:raises UnknownStateError: ``object-changed-by-others`` when it is neither as recorded nor as intended."""
-        if same_spec(workload, entry.before) or same_template(workload, entry.intended):
+        if same_spec(workload, entry.before) or is_on_its_way(workload, entry.intended):
             return
         raise UnknownStateError(
             "object-changed-by-others",

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import ClassVar
 
+from airflow.sdk.exceptions import AirflowRuntimeError
+
 from nephoran_maintenance.domain.journal import is_of_system
 from nephoran_maintenance.domain.lease import lease_of, refusal, renewed
 from nephoran_maintenance.domain.moments import NEVER
@@ -18,9 +20,14 @@ from nephoran_maintenance.triggers.base import Event, PollingTrigger
 AT_WORK = frozenset(
     {"queued", "running", "deferred", "awaiting_input", "restarting", "up_for_retry", "up_for_reschedule"}
 )
+WAITING = "scheduled"
+"""A step that may run as soon as Airflow has a slot for it; one of a paused DAG looks the same."""
 BESIDE = frozenset({HOLD_LEASE, MEASURE_TRAFFIC})
 """Steps that stay deferred as long as the run does; they say nothing about whether it moves."""
 OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+PATIENCE = 10
+"""So many durations of the lease a run is believed to live while its step waits for a slot, or while Airflow does not
+answer: 10 minutes with the default of 60 s. Airflow itself gives up a worker that it has not heard of for 5."""
 
 
 class HoldLeaseTrigger(PollingTrigger):
@@ -31,7 +38,9 @@ class HoldLeaseTrigger(PollingTrigger):
     ``complete`` when the run released the lease or let it go, ``lost`` when somebody else took it.
 
     While no other step of the run is at work for as long as the lease lasts (its DAG is paused, say), it is not renewed
-    either: half of a change must not stand for ever because nobody unpauses.
+    either: half of a change must not stand for ever because nobody unpauses. A step that waits for a slot, and an Airflow
+    that can't say how the run stands, get ``PATIENCE`` times as long: a busy Airflow is no dead run, and neither is one
+    whose database has a hiccup.
 
     :param name: of the Lease object.
     :param holder: operation id.
@@ -107,24 +116,40 @@ class HoldLeaseTrigger(PollingTrigger):
         return None
 
     def _lives(self, states: Mapping[str, str | None] | None, now: datetime) -> bool:
-        """Return whether the run has moved within the time that a lease lasts; what can't be asked counts as alive."""
-        others = None if states is None else [state for step, state in states.items() if step not in BESIDE]
-        if others is None or self._at_work_at is NEVER or AT_WORK & set(others):
+        """Return whether the run has moved within the time that it may stand still."""
+        others = None if states is None else {state for step, state in states.items() if step not in BESIDE}
+        if self._at_work_at is NEVER or (others is not None and AT_WORK & others):
             self._at_work_at = now
-        alive = now - self._at_work_at < timedelta(seconds=self.duration_seconds)
-        self.log_change("the run is at work" if alive else "no step of the run is at work: the lease is not renewed")
+        patient = others is None or WAITING in others
+        limit = timedelta(seconds=self.duration_seconds * (PATIENCE if patient else 1))
+        alive = now - self._at_work_at < limit
+        self.log_change(
+            "the run is at work"
+            if alive
+            else f"no step of the run was seen at work for {limit}: the lease is not renewed"
+        )
         return alive
 
     async def run_states(self) -> Mapping[str, str | None] | None:
-        """Return the state of every step of the run; None when Airflow does not say."""
+        """Return the state of every step of the run, none of one that was deleted; None when Airflow does not say."""
         try:
             from airflow.sdk.execution_time.comms import GetTaskStates, TaskStatesResult
             from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
 
             answer = await SUPERVISOR_COMMS.asend(GetTaskStates(dag_id=self.dag_id, run_ids=[self.run_id]))
-        except (TimeoutError, ImportError, AttributeError, RuntimeError, OSError):
+        except (
+            AirflowRuntimeError,
+            TimeoutError,
+            ImportError,
+            AttributeError,
+            RuntimeError,
+            OSError,
+            ValueError,
+        ) as error:
+            # The supervisor answers with the first whenever its own request has failed: nothing of that ends the run.
+            self.log.warning("Airflow does not say how the run stands: %s", error)
             return None
-        return answer.task_states.get(self.run_id) if isinstance(answer, TaskStatesResult) else None
+        return answer.task_states.get(self.run_id, {}) if isinstance(answer, TaskStatesResult) else None
 
 
 class FreeLeaseTrigger(PollingTrigger):

@@ -87,6 +87,84 @@ def test_the_state_between_policy_and_image_is_known() -> None:
     assert condition_of(workload("v2", 1), entries) == "intended"
 
 
+def strategy(kind: str, **rolling: Any) -> dict[str, Any]:
+    return {"type": kind, **({"rollingUpdate": rolling} if rolling else {})}
+
+
+def live_of(kind: str, image: str, live: dict[str, Any]) -> dict[str, Any]:
+    field = "strategy" if kind == "Deployment" else "updateStrategy"
+    return {"kind": kind, "spec": {"template": spec(image)["template"], field: live}}
+
+
+SURGE = strategy("RollingUpdate", maxSurge=1, maxUnavailable=0)
+OTHER_SURGE = strategy("RollingUpdate", maxSurge=3, maxUnavailable=0)
+ON_DELETE = strategy("OnDelete")
+TWO_AT_ONCE = strategy("RollingUpdate", partition=0, maxUnavailable=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "recorded", "live", "condition"),
+    [
+        pytest.param("Deployment", SURGE, SURGE, "intended", id="deployment"),
+        pytest.param("Deployment", SURGE, OTHER_SURGE, "unknown", id="deployment-with-anothers-surge"),
+        pytest.param("Deployment", SURGE, strategy("Recreate"), "unknown", id="deployment-recreated"),
+        pytest.param("DaemonSet", SURGE, OTHER_SURGE, "unknown", id="daemon-set-with-anothers-surge"),
+        pytest.param("DaemonSet", SURGE, ON_DELETE, "unknown", id="daemon-set-on-delete"),
+        pytest.param("StatefulSet", TWO_AT_ONCE, {**TWO_AT_ONCE}, "intended", id="stateful-set"),
+        pytest.param(
+            "StatefulSet",
+            TWO_AT_ONCE,
+            strategy("RollingUpdate", partition=2, maxUnavailable=2),
+            "between",
+            id="stateful-set-stepped",
+        ),
+        pytest.param(
+            "StatefulSet",
+            TWO_AT_ONCE,
+            strategy("RollingUpdate", partition=2, maxUnavailable=3),
+            "unknown",
+            id="stateful-set-with-anothers-pace",
+        ),
+        pytest.param("StatefulSet", TWO_AT_ONCE, ON_DELETE, "unknown", id="stateful-set-that-somebody-stopped"),
+        pytest.param(
+            "StatefulSet", ON_DELETE, strategy("RollingUpdate", partition=1), "between", id="on-delete-stepped"
+        ),
+        pytest.param(
+            "StatefulSet",
+            ON_DELETE,
+            strategy("RollingUpdate", partition=1, maxUnavailable=1),
+            "between",
+            id="on-delete-stepped-with-the-server's-default",
+        ),
+        pytest.param(
+            "StatefulSet",
+            ON_DELETE,
+            strategy("RollingUpdate", partition=1, maxUnavailable=2),
+            "unknown",
+            id="on-delete-with-anothers-pace",
+        ),
+    ],
+)
+@pytest.mark.parametrize("image", ["v1", "v2"])
+def test_only_the_partition_of_a_stateful_set_may_differ_on_the_way(
+    kind: str, recorded: dict[str, Any], live: dict[str, Any], condition: str, image: str
+) -> None:
+    states = {"before": {**spec("v1"), "strategy": recorded}, "intended": {**spec("v2"), "strategy": recorded}}
+    reference = Workload(kind=kind, namespace="ns", name="a")
+    entries = [JournalEntry(component="a", kind="image", workload=reference, **states)]
+    wanted = "before" if condition == "intended" and image == "v1" else condition
+    assert condition_of(live_of(kind, image, live), entries) == wanted
+
+
+def test_the_strategy_of_one_state_with_the_template_of_another_is_unknown() -> None:
+    """Both come in one write."""
+    before, intended = {**spec("v1"), "strategy": SURGE}, {**spec("v2"), "strategy": OTHER_SURGE}
+    reference = Workload(kind="Deployment", namespace="ns", name="a")
+    entries = [JournalEntry(component="a", kind="policy", workload=reference, before=before, intended=intended)]
+    assert condition_of(live_of("Deployment", "v1", OTHER_SURGE), entries) == "unknown"
+    assert condition_of(live_of("Deployment", "v2", SURGE), entries) == "unknown"
+
+
 OK = {"weaviate": "intended", "rag-api": "intended"}
 TABLE: list[Any] = [
     # journal, lease, conditions, decision, part of the reason

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
-from airflow.sdk.exceptions import AirflowException, TaskDeferred
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 
 from nephoran_maintenance.__main__ import main
 from nephoran_maintenance.engine.fencing import turn_back
@@ -32,7 +32,7 @@ from nephoran_maintenance.profile import load_profile
 from nephoran_maintenance.settings import PROJECT_ROOT
 from tests.unit.dag_runner import DagRunner, TaskInstance
 from tests.unit.fake_cluster import APPS, JOURNALS, LEASES, copied
-from tests.unit.hooks.fake_servers import kube_config
+from tests.unit.hooks.fake_servers import Reply, kube_config
 from tests.unit.operators.conftest import Step, System, changes_spec
 
 TWO = ["weaviate", "rag-api"]
@@ -314,6 +314,94 @@ def test_the_late_write_of_a_stopped_owner_is_refused(
     assert run.states["verify_outcome"] == "failed"
 
 
+def first_test_intent(method: str, path: str, body: Any) -> bool:
+    return method == "POST" and path.endswith("/networkintents")
+
+
+def test_a_test_intent_that_a_stopped_owner_creates_late_is_taken_away_again(system: System) -> None:
+    """An object that is not there yet can bear no fence."""
+    before = system.specs()
+
+    def meanwhile() -> None:
+        pass_time(system)
+        assert command_line(system, "recover") == 0
+
+    with stopped_at(first_test_intent, meanwhile) as held_up:
+        run = system.upgrade(components=TWO)
+    assert len(held_up) == 1
+    created = [r for r in system.cluster.accepted if first_test_intent(r.method, r.path, None)]
+    assert len(created) == 1, "the API server takes it, and the step makes no other"
+    assert "[lease-lost]" in run.error("functional_test.apply_test_intents")
+    assert run.states["verify_outcome"] == "failed"
+    assert ended_well(system, before) == "old"
+
+
+def test_a_test_intent_of_a_worker_that_was_lost_over_it_is_taken_away_by_the_next_try(system: System) -> None:
+    """It was stopped before it created the intent, and killed after it."""
+    before = system.specs()
+    left: list[str] = []
+
+    def stopped_then_killed(step: Any, context: Any) -> Any:
+        def meanwhile() -> None:
+            pass_time(system)
+            assert command_line(system, "recover") == 0
+
+        with pytest.MonkeyPatch.context() as patch, stopped_at(first_test_intent, meanwhile):
+            patch.setattr(type(step), "take_away", lambda *_: None)
+            with pytest.raises(AirflowFailException):
+                step.execute(context)
+        left.extend(path for path in system.cluster.objects if "/networkintents/" in path)
+        return step.execute(context)
+
+    system.upgrade(
+        components=TWO,
+        replaced={
+            "functional_test.apply_test_intents": stopped_then_killed,
+            "functional_test.delete_test_intents": fails,
+        },
+    )
+    assert len(left) == 1
+    assert ended_well(system, before) == "old"
+
+
+def fails(step: Any, context: Any) -> None:
+    raise AirflowFailException("the run was marked as failed")
+
+
+@pytest.mark.parametrize("state", ["closed", "on-its-way-back"])
+def test_a_cleared_functional_test_of_an_operation_that_does_not_go_forward_makes_nothing(
+    system: System, state: str
+) -> None:
+    if state == "closed":
+        run = system.upgrade(components=["rag-api"])
+        assert run.report["overall"] == "succeeded"
+    else:
+        left_in_the_middle(system)
+        store, leases = stores_of(system)
+        operation = system.journal().operation_id
+        turn_back(store.cluster, store, leases, system.journal(), operation)
+        run = DagRunner(system.dags["rolling_upgrade"], {"mode": "apply", "components": TWO}, run_id="died")
+    writes = len(system.writes())
+    task = run.dag.get_task("functional_test.apply_test_intents")
+    run._try(task, TaskInstance(run, task))
+    assert "[operation-closed]" in run.error(task.task_id)
+    assert len(system.writes()) == writes
+
+
+@pytest.mark.parametrize("switch", ["stop", "halt"])
+def test_a_switch_is_seen_before_test_intents_are_made(system: System, switch: str) -> None:
+    before = system.specs()
+
+    def switched(step: Any, context: Any) -> Any:
+        system.cluster.put(JOURNALS, {"kind": "ConfigMap", "metadata": {"name": "switches"}, "data": {switch: "on"}})
+        return step.execute(context)
+
+    run = system.upgrade(components=TWO, replaced={"functional_test.apply_test_intents": switched})
+    assert "[switched-off]" in run.error("functional_test.apply_test_intents")
+    assert not [r for r in system.cluster.accepted if first_test_intent(r.method, r.path, None)]
+    assert (system.specs() == before) == (switch == "stop"), "halt lets nothing go back either"
+
+
 def test_a_forward_step_that_still_lives_is_fenced_out_by_the_way_back_of_its_own_run(system: System) -> None:
     before = system.specs()
 
@@ -535,6 +623,21 @@ def test_an_object_in_no_known_state_stops_the_recovery_before_it_touches_anythi
     assert ended_well(system, before) == "old"
 
 
+def test_somebodys_strategy_on_the_template_that_was_intended_is_not_overwritten(
+    system: System, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = both_changed(system)
+    system.cluster.edit("rag-api", lambda w: w["spec"]["strategy"]["rollingUpdate"].update(maxSurge=3))
+    system.cluster.settle()
+    objects = objects_of(system)
+    assert command_line(system, "recover") == 1
+    assert "needs a person: rag-api is in no state" in capsys.readouterr().out
+    assert objects_of(system) == objects
+    system.cluster.edit("rag-api", lambda w: w["spec"]["strategy"]["rollingUpdate"].update(maxSurge=1))
+    assert command_line(system, "recover") == 0
+    ended_well(system, before)
+
+
 def test_a_lease_that_somebody_deleted_does_not_keep_a_recovery_out(system: System) -> None:
     before = left_in_the_middle(system)
     for path in [path for path in system.cluster.objects if path.startswith(LEASES)]:
@@ -575,6 +678,133 @@ def test_what_was_verified_but_is_no_longer_good_is_undone(system: System) -> No
     journal = system.journal()
     assert [takeover.decision for takeover in journal.takeovers] == ["finish", "undo"]
     assert "not good any more" in journal.takeovers[-1].reason
+    assert ended_well(system, before) == "old"
+
+
+def both_changed(system: System) -> dict[str, Any]:
+    """Leave an operation whose owner died when both components were new, and return the specs from before."""
+    before = system.specs()
+    with killing(23):
+        system.upgrade(components=TWO, run_id="died")
+    assert {tag for name in TWO for tag in system.cluster.running(name)} == {"v2"}
+    pass_time(system)
+    return before
+
+
+@pytest.mark.parametrize("by_airflow", [False, True], ids=["command-line", "procedure"])
+def test_a_component_that_can_not_go_back_keeps_no_other_from_it(
+    system: System, capsys: pytest.CaptureFixture[str], by_airflow: bool
+) -> None:
+    """As in the run's own rollback: rag-api, first in reverse order, is not healthy with its old version either."""
+    before = both_changed(system)
+    # The new one is not healthy any more, so everything goes back; neither is the old one of rag-api.
+    rag = system.cluster.image("rag-api", "v1")
+    system.cluster.behaviour["v2"] = "unhealthy"
+    healthy = system.cluster._proxy
+
+    def proxy(request: Any) -> Any:
+        return Reply(500, "no answer") if "/rag-api-" in request.path else healthy(request)
+
+    system.cluster._proxy = proxy  # type: ignore[method-assign]
+    if by_airflow:
+        run = recover_by_airflow(system)
+        assert "[health-check-failed]" in run.error("recover_operations")
+        assert run.report["overall"] == "failed"
+    else:
+        assert command_line(system, "recover") == 1
+        assert "[health-check-failed]" in capsys.readouterr().err
+    steps = {entry.component: entry.step for entry in system.journal().entries}
+    assert steps == {"weaviate": "rolled-back", "rag-api": "rolling-back"}
+    assert system.journal().state == "open", "a person is called, and the next recovery tries again"
+    assert system.cluster.running("weaviate") == {"v1"}
+    assert rag in str(system.cluster.spec("rag-api")), "its old template is back, only its health is not"
+    del system.cluster._proxy
+    assert command_line(system, "recover") == 0
+    assert ended_well(system, before) == "old"
+
+
+def damage(system: System, how: Callable[[dict[str, Any]], None]) -> str:
+    """Lay a journal that can't be read beside the one that is open, and return its name."""
+    path = next(
+        path for path, o in system.cluster.objects.items() if path.startswith(JOURNALS) and "entry-00.json" in o["data"]
+    )
+    other = copied(system.cluster.objects[path])
+    other["metadata"].update(name="a-damaged-one", uid="uid-damaged")
+    head = json.loads(other["data"]["journal.json"])
+    how(head)
+    other["data"]["journal.json"] = json.dumps(head)
+    system.cluster.put(JOURNALS, other)
+    return "a-damaged-one"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(lambda head: head.update(schema_version=2), id="of-a-newer-release"),
+        pytest.param(lambda head: head.pop("started_at"), id="damaged"),
+    ],
+)
+def test_a_journal_that_can_not_be_read_keeps_no_other_operation_from_its_recovery(
+    system: System, capsys: pytest.CaptureFixture[str], how: Callable[[dict[str, Any]], None]
+) -> None:
+    before = left_in_the_middle(system)
+    operation = system.journal().operation_id
+    damaged = damage(system, how)
+    pass_time(system)
+    assert command_line(system, "status") == 1
+    assert f"{damaged} (unknown procedure) needs a person" in capsys.readouterr().out
+    run = recover_by_airflow(system)
+    assert "[journal-unreadable]" in run.error("recover_operations")
+    assert damaged in run.error("recover_operations")
+    assert run.states["verify_outcome"] == "failed", "a person is called"
+    assert run.report["operation_id"] == operation
+    assert system.specs() == before
+    assert system.fences() == {}
+    assert command_line(system, "recover") == 1, "until somebody has looked at it"
+    assert damaged in capsys.readouterr().out
+
+
+def loses_its_worker(monkeypatch: pytest.MonkeyPatch, error: type[AirflowException]) -> list[str]:
+    """Let the first process that is to release the lease be gone instead; return a list that gets its name."""
+    gone: list[str] = []
+    release = LeaseStore.release
+
+    def dying(store: LeaseStore, me: str) -> bool:
+        if gone:
+            return release(store, me)
+        gone.append(me)
+        raise error("the worker is gone")
+
+    monkeypatch.setattr(LeaseStore, "release", dying)
+    return gone
+
+
+def test_a_recovery_that_died_before_it_gave_the_lease_back_gives_it_back_when_it_is_tried_again(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the closing of the journal and the release of the lease, which is the last write."""
+    before = left_in_the_middle(system)
+    pass_time(system)
+    gone = loses_its_worker(monkeypatch, AirflowException)
+    run = recover_by_airflow(system)
+    assert run.failed() == []
+    assert len(gone) == 1
+    assert "holderIdentity" not in system.lease()["spec"]
+    assert ended_well(system, before) == "old"
+
+
+def test_an_upgrade_that_is_refused_gives_back_the_lease_that_it_took_to_recover_another(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = left_in_the_middle(system)
+    pass_time(system)
+    gone = loses_its_worker(monkeypatch, AirflowFailException)
+    run = system.upgrade(components=TWO, run_id="next")
+    assert run.report["overall"] == "refused"
+    assert gone == [run.report["operation_id"]]
+    assert run.states["release_lease"] == "success"
+    assert "holderIdentity" not in system.lease()["spec"]
+    # What was recovered is beside the report of the run, in its own journal.
     assert ended_well(system, before) == "old"
 
 
