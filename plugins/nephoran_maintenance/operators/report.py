@@ -22,6 +22,7 @@ from nephoran_maintenance.domain.step_ids import (
     PROTECT_GROUP,
     RECHECK_PLAN,
     RECORD_MANIFEST,
+    REPORT_OPERATION,
     VERIFY_COMPONENTS,
     VERIFY_METRICS,
     VERIFY_OUTCOME,
@@ -46,6 +47,7 @@ from nephoran_maintenance.operators.base import (
     states_of,
 )
 from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY
+from nephoran_maintenance.operators.proof import marked_steps, seen_good
 from nephoran_maintenance.sensors.gate import GATE_KEY, gated_components, row_without_verdict
 from nephoran_maintenance.settings import PAGES_PREFIX, PROJECT_ROOT, report_folder
 
@@ -103,7 +105,8 @@ class ReportOperator(StepOperator):
         plan = pull(context, PLAN_CHANGES, PLAN_KEY)
         reads_only = PLAN_CHANGES not in states
         failed = [task_id for task_id, state in states.items() if state in FAILED_STATES]
-        journal = None if reads_only else self.close_journal(context, states.get(VERIFY_COMPONENTS) == "success")
+        journal = None if reads_only else self.close_journal(context)
+        marked = [] if journal is None else marked_steps(context, journal, profile)
         allowed = tuple(f"{COMPONENTS_GROUP}.{identifier(name)}." for name in (journal.behind() if journal else ()))
         findings = list((pull(context, DECIDE_READINESS) or {}).get("findings") or ())
         rechecked = (pull(context, RECHECK_PLAN) or {}).get("findings") or ()
@@ -124,7 +127,7 @@ class ReportOperator(StepOperator):
             system=profile.metadata.name,
             how=overall(
                 journal,
-                failed=any(not task_id.startswith(allowed) for task_id in failed) if allowed else bool(failed),
+                failed=bool(marked) or any(not task_id.startswith(allowed) for task_id in failed),
                 planned=context["params"].get("mode") == "plan",
                 changes=None if plan is None else len(plan["changes"]),
                 reads_only=reads_only,
@@ -150,10 +153,18 @@ class ReportOperator(StepOperator):
                 {"task_id": task_id, "error": pull(context, task_id, ERROR_KEY) or "see the log of the step"}
                 for task_id, state in states.items()
                 if state == "failed"
+            ]
+            + [
+                {
+                    "task_id": step.task_id,
+                    "error": f"not measured: it is marked as success, but {step.missing}. Next: Ask who marked it; "
+                    "what nobody has measured does not stand.",
+                }
+                for step in marked
             ],
         )
 
-    def close_journal(self, context: Context, verified: bool) -> Journal | None:
+    def close_journal(self, context: Context) -> Journal | None:
         """Close the journal with the outcome that its entries tell, and return it; None when there is none.
 
         One with an entry in between, or without the last look at the whole, stays open: only a closed journal says that
@@ -163,7 +174,7 @@ class ReportOperator(StepOperator):
         journal = journal_of(context, store)
         if journal is None:
             return None
-        outcome = outcome_of(journal, verified)
+        outcome = outcome_of(journal, seen_good(context, journal))
         if outcome is None or journal.state == "closed":
             return journal
         try:
@@ -235,13 +246,21 @@ def _environment() -> Any:
 
 
 class VerifyOutcomeOperator(StepOperator):
-    """Fail when any step of the run failed, so that the run is red also after a rollback that went well."""
+    """Fail when any step of the run failed, so that the run is red also after a rollback that went well.
+
+    A step that was marked as success without a result counts as failed, and so does a report that nobody has written.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(trigger_rule="all_done", **kwargs)
 
     def act(self, context: Context) -> str:
-        failed = [t for t, state in states_of(context).items() if state in FAILED_STATES and t != VERIFY_OUTCOME]
+        states, report = states_of(context), pull(context, REPORT_OPERATION)
+        failed = [t for t, state in states.items() if state in FAILED_STATES and t != VERIFY_OUTCOME]
+        named = (row["task_id"] for row in (report or {}).get("failed_steps") or ())
+        failed += [task_id for task_id in named if task_id not in failed]
+        if report is None and states.get(REPORT_OPERATION) == "success":
+            failed.append(REPORT_OPERATION)
         if failed:
             raise PermanentError(
                 "procedure-failed",
