@@ -570,7 +570,7 @@ def pods_in(answers: Answers) -> dict[str, PodFigures]:
             buckets.setdefault(labels["pod"], {})[float(labels["le"])] = value
 
     def unreadable(name: str, requests: float) -> float:
-        """Return how many requests were counted and not judged; 0 where either is not a number, which is seen elsewhere."""
+        """Return how many requests were counted and not judged; 0 where one of both is not a number."""
         left = requests - judged.get(name, 0.0) if JUDGED in answers else 0.0
         return left if left > ROUNDING * requests else 0.0
 

@@ -114,8 +114,7 @@ class ReportOperator(StepOperator):
         backwards = [c.name for c in reversed(in_order(profile.components))]
         alone = pull_all(context, [alone_step_ids(name)[1] for name in backwards])
         rollback = {**alone, **pull_all(context, [rollback_step_id(name) for name in backwards])}
-        went_alone = {row["component"]: row for row in alone.values()}
-        health = {**went_alone, **(pull(context, VERIFY_COMPONENTS) or self.health_of_steps(context, profile))}
+        health = self.health(context, profile, journal, list(rollback.values()))
         tests = pull(context, WAIT_TEST_INTENTS) or pull(context, WAIT_TEST_INTENTS, "functional_test") or []
         gates = [] if journal is None else self.gates(context, profile, journal)
         deleted = pull(context, DELETE_TEST_INTENTS)
@@ -186,10 +185,21 @@ class ReportOperator(StepOperator):
             self.log.warning("Left to the recovery: %s", error)
             return store.find(journal.operation_id)
 
-    def health_of_steps(self, context: Context, profile: SystemProfile) -> dict[str, Any]:
-        """Return by component what its own steps have measured, where the last look was not reached."""
+    def health(
+        self, context: Context, profile: SystemProfile, journal: Journal | None, ways_back: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return by component what was measured last of the version that it has now.
+
+        That is the last look, or the steps' own where it was not reached; of what went back, only the way back's.
+        """
         steps = {step: c.name for c in profile.components for step in change_step_ids(c.name)}
-        return {steps[step]: result for step, result in pull_all(context, steps).items() if "health" in result}
+        forward = pull(context, VERIFY_COMPONENTS) or {
+            steps[step]: result for step, result in pull_all(context, steps).items() if "health" in result
+        }
+        entries = journal.entries if journal else ()
+        gone = {entry.component for entry in entries if entry.step in ("rolling-back", "rolled-back")}
+        new = {name: result for name, result in forward.items() if name not in gone}
+        return {**new, **{row["component"]: row for row in ways_back if row["component"] in gone and "health" in row}}
 
     def gates(self, context: Context, profile: SystemProfile, journal: Journal) -> list[dict[str, Any]]:
         """Return a row for each metric that was to be judged, after each changed component and after the whole."""
