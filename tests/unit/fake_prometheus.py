@@ -27,6 +27,8 @@ class FakePrometheus:
     ratio_before: float = 0.0
     seconds: float = 0.2
     age: float = 1.0
+    readable: Callable[[str], float] = lambda pod: 1.0
+    """Share of a pod's requests whose status can be read."""
     resets: dict[str, int] = field(default_factory=dict)
     number: Callable[[float], str] = lambda value: f"{value:g}"
     before: Callable[[Received], Reply | None] = lambda request: None
@@ -61,10 +63,13 @@ class FakePrometheus:
         if "_bucket{" in expression:
             bounds = [*((f"{bound:g}", bound) for bound in BOUNDS), ("+Inf", float("inf"))]
             return [({"le": text}, requests * (self.seconds <= bound)) for text, bound in bounds]
+        if "[1-5][0-9][0-9]" in expression or "success|error" in expression:
+            return [({}, requests * self.readable(pod))] if self.readable(pod) else []
         if "status=" in expression:
             ratio = self.ratio(pod) if callable(self.ratio) else self.ratio
             if window[1] == BASELINE_SECONDS:
                 ratio = self.ratio_before
+            ratio *= self.readable(pod)
             return [({}, requests * ratio)] if ratio else []
         return [({}, requests)]
 

@@ -38,6 +38,7 @@ Reason = Literal[
     "no-series",
     "pod-without-series",
     "not-a-number",
+    "status-unreadable",
     "stale",
     "no-traffic",
     "gap",
@@ -53,16 +54,20 @@ ERROR_RATIO_MARGIN = 0.01
 LATENCY_MARGIN_SECONDS = 0.5
 GAP_INTERVALS = 2
 
-REQUESTS, ERRORS, BUCKETS, RESETS, AGE = "requests", "errors", "duration_buckets", "resets", "scraped_seconds_ago"
+REQUESTS, JUDGED, ERRORS, BUCKETS = "requests", "judged", "errors", "duration_buckets"
+RESETS, AGE = "resets", "scraped_seconds_ago"
 QUERIES: dict[str, tuple[GateMetric, ...]] = {
     REQUESTS: ("error_ratio", "latency_p95"),
+    JUDGED: ("error_ratio",),
     ERRORS: ("error_ratio",),
     BUCKETS: ("latency_p95",),
     RESETS: ("error_ratio", "latency_p95"),
     AGE: ("error_ratio", "latency_p95"),
 }
 """The files of ``include/promql/<component>/`` and the metrics that need them."""
-BASELINE_QUERIES = (REQUESTS, ERRORS, BUCKETS)
+BASELINE_QUERIES = (REQUESTS, JUDGED, ERRORS, BUCKETS)
+ROUNDING = 1e-6
+"""By so much of them two sums over the same series may differ."""
 
 HINTS: dict[str, str] = {
     "no-answer": "Look at the health of what does not answer, and at its connection.",
@@ -70,6 +75,8 @@ HINTS: dict[str, str] = {
     "no-series": "Look at Prometheus' targets: a component that answers /metrics with JSON has no series.",
     "pod-without-series": "Look at this pod's /metrics and at its line in Prometheus' targets.",
     "not-a-number": "Ask Prometheus the query of include/promql yourself.",
+    "status-unreadable": "Look at this pod's /metrics: its release may call the status otherwise than judged.promql and "
+    "errors.promql of include/promql do. Correct both.",
     "stale": "Look at Prometheus' targets; a scrape interval above twice gate.interval_seconds is always stale.",
     "no-traffic": "Look at measure_traffic: the probe must reach the component, or gate.minimum_requests is too high.",
     "gap": "Look at the log of the triggerer, which takes the samples.",
@@ -81,10 +88,11 @@ class PodFigures:
     """What Prometheus has of one pod in one window.
 
     :param requests: their number; None: Prometheus says NaN.
-    :param errors: those of them that failed; a pod without a series of errors has none.
+    :param errors: those of them that failed; none without such a series only where all requests have a readable status.
     :param buckets: by upper bound in seconds, how many requests took at most so long.
     :param resets: how often its counters began anew.
     :param scraped_seconds_ago: age of the newest scrape; None: the pod is no longer scraped.
+    :param unreadable: requests whose status says neither that they went well nor that they failed; then errors is None.
     """
 
     requests: float | None
@@ -92,6 +100,7 @@ class PodFigures:
     buckets: Mapping[float, float] = field(default_factory=dict)
     resets: int = 0
     scraped_seconds_ago: float | None = None
+    unreadable: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -102,12 +111,14 @@ class Sample:
     :param planned: the pods that the cluster has, and since when each is ready.
     :param pods: what Prometheus has, also of pods that were replaced.
     :param problem: why nothing could be read; empty when it was.
+    :param unready: those of the planned pods that are not Ready.
     """
 
     at: datetime
     planned: Mapping[str, datetime] = field(default_factory=dict)
     pods: Mapping[str, PodFigures] = field(default_factory=dict)
     problem: str = ""
+    unready: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -216,7 +227,11 @@ class _Look:
         return {metric for metric, share in self.shares.items() if share.above_beyond_chance()}
 
 
-def _look(recording: Recording, sample: Sample) -> _Look:
+def _look(recording: Recording, sample: Sample, required: Sequence[str]) -> _Look:
+    """Return what one sample says.
+
+    :param required: the pods that must have series; see :func:`_settled`.
+    """
     settings = recording.settings
     if sample.problem:
         return _Look(sample.at, ("no-answer", sample.problem))
@@ -226,7 +241,7 @@ def _look(recording: Recording, sample: Sample) -> _Look:
     fresh = {name: pod for name, pod in own.items() if _is_fresh(pod, settings)}
     measured = [pod for pod in fresh.values() if pod.requests is not None and pod.errors is not None]
     requests = sum(pod.requests or 0.0 for pod in measured)
-    problem = _problem(settings, sample, own, fresh, requests)
+    problem = _problem(settings, sample, own, fresh, required, requests)
     if requests < settings.minimum_requests:
         return _Look(sample.at, problem)
     limits, buckets = recording.limits(), added(pod.buckets for pod in measured)
@@ -239,7 +254,7 @@ def _look(recording: Recording, sample: Sample) -> _Look:
         if answered > 0 and all(math.isfinite(count) for count in buckets.values()):
             slow = answered - at_most(buckets, limits["latency_p95"])
             shares["latency_p95"] = _Share(slow, answered, SLOW_SHARE)
-            bare = sorted(name for name in _settled(settings, sample) if name in fresh and not fresh[name].buckets)
+            bare = sorted(name for name in required if name in fresh and not fresh[name].buckets)
             if bare:
                 problem = problem or ("pod-without-series", f"Prometheus has no durations of pod {', '.join(bare)}")
         else:
@@ -252,15 +267,23 @@ def _problem(
     sample: Sample,
     own: Mapping[str, PodFigures],
     fresh: Mapping[str, PodFigures],
+    required: Sequence[str],
     requests: float,
 ) -> tuple[Reason, str] | None:
     """Return why a sample is not valid, None when it is."""
     if not own:
         return "no-series", f"Prometheus has no series of {', '.join(sorted(sample.planned))}"
+    unjudged = sorted(name for name, pod in own.items() if pod.unreadable)
+    if unjudged:
+        count = sum(own[name].unreadable for name in unjudged)
+        return (
+            "status-unreadable",
+            f"{count:.0f} requests of pod {', '.join(unjudged)} have no status that could be read",
+        )
     unreadable = sorted(name for name, pod in own.items() if pod.requests is None or pod.errors is None)
     if unreadable:
         return "not-a-number", f"requests or errors of pod {', '.join(unreadable)} are NaN"
-    absent = [name for name in _settled(settings, sample) if name not in own or own[name].scraped_seconds_ago is None]
+    absent = [name for name in required if name not in own or own[name].scraped_seconds_ago is None]
     if absent:
         return "pod-without-series", f"Prometheus has no series of pod {', '.join(absent)}"
     stale = sorted(name for name, pod in own.items() if name not in fresh and pod.scraped_seconds_ago is not None)
@@ -273,10 +296,15 @@ def _problem(
     return None
 
 
-def _settled(settings: Gate, sample: Sample) -> list[str]:
-    """Return the pods that must have series: one that has just become ready was not scraped twice yet."""
+def _settled(settings: Gate, sample: Sample, ready_since: Mapping[str, datetime]) -> list[str]:
+    """Return the pods that must have series: one that has just become ready was not scraped twice yet.
+
+    :param ready_since: since when each was first seen to be Ready; one that comes and goes is not new each time.
+    """
     window = timedelta(seconds=settings.window_seconds)
-    return sorted(name for name, since in sample.planned.items() if sample.at - since >= window)
+    return sorted(
+        name for name, since in sample.planned.items() if sample.at - min(since, ready_since.get(name, since)) >= window
+    )
 
 
 def _is_fresh(pod: PodFigures, settings: Gate) -> bool:
@@ -293,17 +321,25 @@ def decide(recording: Recording) -> Verdict | None:
     longest_gap = timedelta(seconds=GAP_INTERVALS * settings.interval_seconds)
     duration = timedelta(seconds=settings.duration_seconds)
     end_at = recording.begun_at + timedelta(seconds=settings.longest_seconds)
+    # What is in no valid window was not measured: the first one has to reach back to where the gate began.
+    first_until = recording.begun_at + max(longest_gap, timedelta(seconds=settings.window_seconds))
+    ready_since: dict[str, datetime] = {}
     looks: list[_Look] = []
     valid: list[_Look] = []
     for sample in recording.samples:
-        look = _look(recording, sample)
+        for name, since in sample.planned.items():
+            if name not in sample.unready:
+                ready_since.setdefault(name, since)
+            elif since > ready_since.get(name, since):
+                del ready_since[name]  # made after that: another pod of the same name, as a StatefulSet has them
+        look = _look(recording, sample, _settled(settings, sample, ready_since))
         looks.append(look)
         if len(looks) > 1 and look.at - looks[-2].at <= longest_gap:
             for metric in recording.metrics:
                 if metric in looks[-2].breaches() & look.breaches():
                     return _closed(recording, looks, looks[-2:], metric, "in two samples in a row, by more than chance")
-        if valid and look.at - valid[-1].at > longest_gap:
-            return _unknown(recording, looks, since=valid[-1].at)
+        if look.at > (valid[-1].at + longest_gap if valid else first_until):
+            return _unknown(recording, looks, since=valid[-1].at if valid else recording.begun_at)
         if look.problem is None:
             valid.append(look)
         if look.at - recording.begun_at >= duration and len(valid) >= settings.minimum_samples:
@@ -351,7 +387,7 @@ def _closed(recording: Recording, looks: Sequence[_Look], on: Sequence[_Look], m
 
 def _unknown(recording: Recording, looks: Sequence[_Look], since: datetime | None = None) -> Verdict:
     """Return the verdict for too few valid samples, or for a gap that began after a moment."""
-    problems = [look.problem for look in looks if look.problem and (since is None or look.at > since)]
+    problems = [look.problem for look in looks if look.problem and (since is None or look.at >= since)]
     valid = [look for look in looks if look.problem is None]
     if since is not None:
         until = looks[-1].at
@@ -512,27 +548,45 @@ def planned_pods(pods: Iterable[JsonObject]) -> dict[str, datetime]:
     return planned
 
 
+def unready_pods(pods: Iterable[JsonObject]) -> tuple[str, ...]:
+    """Return those of the planned pods that are not Ready."""
+    return tuple(sorted(str(pod["metadata"]["name"]) for pod in alive(pods) if not is_ready(pod)))
+
+
 def pods_in(answers: Answers) -> dict[str, PodFigures]:
-    """Return the figures by pod from what Prometheus answered to :data:`QUERIES`."""
+    """Return the figures by pod from what Prometheus answered to :data:`QUERIES`.
+
+    No series of errors is evidence of no errors only where the status of every request could be read: a release that
+    calls it otherwise has none either.
+    """
 
     def by_pod(name: str) -> dict[str, float]:
         return {labels["pod"]: value for labels, value in answers.get(name, ()) if "pod" in labels}
 
-    errors, resets, ages = by_pod(ERRORS), by_pod(RESETS), by_pod(AGE)
+    judged, errors, resets, ages = by_pod(JUDGED), by_pod(ERRORS), by_pod(RESETS), by_pod(AGE)
     buckets: dict[str, dict[float, float]] = {}
     for labels, value in answers.get(BUCKETS, ()):
         if "pod" in labels and "le" in labels:
             buckets.setdefault(labels["pod"], {})[float(labels["le"])] = value
-    return {
-        name: PodFigures(
+
+    def unreadable(name: str, requests: float) -> float:
+        """Return how many requests were counted and not judged; 0 where one of both is not a number."""
+        left = requests - judged.get(name, 0.0) if JUDGED in answers else 0.0
+        return left if left > ROUNDING * requests else 0.0
+
+    found = {}
+    for name, requests in by_pod(REQUESTS).items():
+        left = unreadable(name, requests)
+        readable = not left and math.isfinite(judged.get(name, 0.0))
+        found[name] = PodFigures(
             requests=_number(requests),
-            errors=_number(errors.get(name, 0.0)),
+            errors=_number(errors.get(name, 0.0)) if readable else None,
             buckets=buckets.get(name, {}),
             resets=int(_number(resets.get(name)) or 0),
             scraped_seconds_ago=_number(ages.get(name)),
+            unreadable=left,
         )
-        for name, requests in by_pod(REQUESTS).items()
-    }
+    return found
 
 
 def baseline_of(pods: Mapping[str, PodFigures], settings: Gate) -> Baseline:
@@ -569,6 +623,7 @@ def sample_line(component: str, sample: Sample) -> dict[str, Any]:
         "at": sample.at.isoformat(),
         "problem": sample.problem,
         "planned": {name: since.isoformat() for name, since in sample.planned.items()},
+        "unready": list(sample.unready),
         "pods": {
             name: {
                 **asdict(pod),
@@ -624,6 +679,7 @@ def _sample(line: Mapping[str, Any]) -> Sample:
             for name, pod in line["pods"].items()
         },
         line["problem"],
+        tuple(line.get("unready", ())),
     )
 
 

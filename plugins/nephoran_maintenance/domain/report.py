@@ -83,7 +83,7 @@ def overall(
         if changes == 0:
             return "nothing-to-do"
         return "planned" if planned else "refused"
-    if journal.begun() and journal.complete() and not failed:
+    if journal.begun() and journal.complete() and journal.verified_at and not failed:
         return "partly-succeeded" if journal.behind() else "succeeded"
     if all(entry.step in ("rolled-back", "planned", "left-out") for entry in journal.entries):
         return "rolled-back"
@@ -228,6 +228,8 @@ def rollback_rows(journal: Journal) -> list[dict[str, Any]]:
 
 def _summary(how: Overall, journal: Journal | None) -> str:
     if how == "failed" and journal is not None and journal.complete():
+        if journal.verified_at is None:
+            return "Every planned change is in place, but nobody has seen everything together to be good: see below."
         return "Every planned change is in place and verified, but another step failed: see below."
     if how == "partly-succeeded" and journal is not None:
         new, behind = journal.changed(), journal.behind()

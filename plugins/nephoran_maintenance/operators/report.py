@@ -22,6 +22,7 @@ from nephoran_maintenance.domain.step_ids import (
     PROTECT_GROUP,
     RECHECK_PLAN,
     RECORD_MANIFEST,
+    REPORT_OPERATION,
     VERIFY_COMPONENTS,
     VERIFY_METRICS,
     VERIFY_OUTCOME,
@@ -47,6 +48,7 @@ from nephoran_maintenance.operators.base import (
 )
 from nephoran_maintenance.operators.gate_queries import gated_components
 from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY
+from nephoran_maintenance.operators.proof import marked_steps, seen_good
 from nephoran_maintenance.sensors.gate import GATE_KEY, row_without_verdict
 from nephoran_maintenance.settings import PAGES_PREFIX, PROJECT_ROOT, report_folder
 
@@ -104,7 +106,8 @@ class ReportOperator(StepOperator):
         plan = pull(context, PLAN_CHANGES, PLAN_KEY)
         reads_only = PLAN_CHANGES not in states
         failed = [task_id for task_id, state in states.items() if state in FAILED_STATES]
-        journal = None if reads_only else self.close_journal(context, states.get(VERIFY_COMPONENTS) == "success")
+        journal = None if reads_only else self.close_journal(context)
+        marked = [] if journal is None else marked_steps(context, journal, profile)
         allowed = tuple(f"{COMPONENTS_GROUP}.{identifier(name)}." for name in (journal.behind() if journal else ()))
         findings = list((pull(context, DECIDE_READINESS) or {}).get("findings") or ())
         rechecked = (pull(context, RECHECK_PLAN) or {}).get("findings") or ()
@@ -112,8 +115,7 @@ class ReportOperator(StepOperator):
         backwards = [c.name for c in reversed(in_order(profile.components))]
         alone = pull_all(context, [alone_step_ids(name)[1] for name in backwards])
         rollback = {**alone, **pull_all(context, [rollback_step_id(name) for name in backwards])}
-        went_alone = {row["component"]: row for row in alone.values()}
-        health = {**went_alone, **(pull(context, VERIFY_COMPONENTS) or self.health_of_steps(context, profile))}
+        health = self.health(context, profile, journal, list(rollback.values()))
         tests = pull(context, WAIT_TEST_INTENTS) or pull(context, WAIT_TEST_INTENTS, "functional_test") or []
         gates = [] if journal is None else self.gates(context, profile, journal)
         deleted = pull(context, DELETE_TEST_INTENTS)
@@ -125,7 +127,7 @@ class ReportOperator(StepOperator):
             system=profile.metadata.name,
             how=overall(
                 journal,
-                failed=any(not task_id.startswith(allowed) for task_id in failed) if allowed else bool(failed),
+                failed=bool(marked) or any(not task_id.startswith(allowed) for task_id in failed),
                 planned=context["params"].get("mode") == "plan",
                 changes=None if plan is None else len(plan["changes"]),
                 reads_only=reads_only,
@@ -151,10 +153,18 @@ class ReportOperator(StepOperator):
                 {"task_id": task_id, "error": pull(context, task_id, ERROR_KEY) or "see the log of the step"}
                 for task_id, state in states.items()
                 if state == "failed"
+            ]
+            + [
+                {
+                    "task_id": step.task_id,
+                    "error": f"not measured: it is marked as success, but {step.missing}. Next: Ask who marked it; "
+                    "what nobody has measured does not stand.",
+                }
+                for step in marked
             ],
         )
 
-    def close_journal(self, context: Context, verified: bool) -> Journal | None:
+    def close_journal(self, context: Context) -> Journal | None:
         """Close the journal with the outcome that its entries tell, and return it; None when there is none.
 
         One with an entry in between, or without the last look at the whole, stays open: only a closed journal says that
@@ -164,7 +174,7 @@ class ReportOperator(StepOperator):
         journal = journal_of(context, store)
         if journal is None:
             return None
-        outcome = outcome_of(journal, verified)
+        outcome = outcome_of(journal, seen_good(context, journal))
         if outcome is None or journal.state == "closed":
             return journal
         try:
@@ -176,10 +186,21 @@ class ReportOperator(StepOperator):
             self.log.warning("Left to the recovery: %s", error)
             return store.find(journal.operation_id)
 
-    def health_of_steps(self, context: Context, profile: SystemProfile) -> dict[str, Any]:
-        """Return by component what its own steps have measured, where the last look was not reached."""
+    def health(
+        self, context: Context, profile: SystemProfile, journal: Journal | None, ways_back: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return by component what was measured last of the version that it has now.
+
+        That is the last look, or the steps' own where it was not reached; of what went back, only the way back's.
+        """
         steps = {step: c.name for c in profile.components for step in change_step_ids(c.name)}
-        return {steps[step]: result for step, result in pull_all(context, steps).items() if "health" in result}
+        forward = pull(context, VERIFY_COMPONENTS) or {
+            steps[step]: result for step, result in pull_all(context, steps).items() if "health" in result
+        }
+        entries = journal.entries if journal else ()
+        gone = {entry.component for entry in entries if entry.step in ("rolling-back", "rolled-back")}
+        new = {name: result for name, result in forward.items() if name not in gone}
+        return {**new, **{row["component"]: row for row in ways_back if row["component"] in gone and "health" in row}}
 
     def gates(self, context: Context, profile: SystemProfile, journal: Journal) -> list[dict[str, Any]]:
         """Return a row for each metric that was to be judged, after each changed component and after the whole."""
@@ -236,13 +257,21 @@ def _environment() -> Any:
 
 
 class VerifyOutcomeOperator(StepOperator):
-    """Fail when any step of the run failed, so that the run is red also after a rollback that went well."""
+    """Fail when any step of the run failed, so that the run is red also after a rollback that went well.
+
+    A step that was marked as success without a result counts as failed, and so does a report that nobody has written.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(trigger_rule="all_done", **kwargs)
 
     def act(self, context: Context) -> str:
-        failed = [t for t, state in states_of(context).items() if state in FAILED_STATES and t != VERIFY_OUTCOME]
+        states, report = states_of(context), pull(context, REPORT_OPERATION)
+        failed = [t for t, state in states.items() if state in FAILED_STATES and t != VERIFY_OUTCOME]
+        named = (row["task_id"] for row in (report or {}).get("failed_steps") or ())
+        failed += [task_id for task_id in named if task_id not in failed]
+        if report is None and states.get(REPORT_OPERATION) == "success":
+            failed.append(REPORT_OPERATION)
         if failed:
             raise PermanentError(
                 "procedure-failed",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowSkipException
 
 from nephoran_maintenance.domain.journal import Journal
-from nephoran_maintenance.domain.step_ids import VERIFY_COMPONENTS, change_step_ids, gate_step_id
+from nephoran_maintenance.domain.step_ids import change_step_ids, gate_step_id
 from nephoran_maintenance.engine.fencing import turn_back, turn_back_alone
 from nephoran_maintenance.engine.rolling import Roller, Wait
 from nephoran_maintenance.engine.way_back import begin_way_back, take_back
@@ -20,6 +20,7 @@ from nephoran_maintenance.operators.base import (
     operation_of,
     states_of,
 )
+from nephoran_maintenance.operators.proof import seen_good
 from nephoran_maintenance.operators.rolling import RollingOperator
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ class DecideRollbackOperator(StepOperator):
 
 def stands(context: Context, journal: Journal) -> bool:
     """Return whether an operation is to stay as it is: everything verified, alone and together, or closed long ago."""
-    verified = states_of(context).get(VERIFY_COMPONENTS) == "success"
-    return journal.state == "closed" or (verified and journal.complete())
+    return journal.state == "closed" or (seen_good(context, journal) and journal.complete())
 
 
 class RollbackComponentOperator(RollingOperator):

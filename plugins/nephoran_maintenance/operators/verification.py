@@ -13,6 +13,7 @@ from nephoran_maintenance.domain.step_ids import change_step_ids
 from nephoran_maintenance.engine.live import check_digests, check_health, running_digests
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import StepOperator, operation_of, pull_all
+from nephoran_maintenance.operators.proof import unproven_steps
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 class VerifyComponentsOperator(StepOperator):
     """Check all components that are new together: template, image digests of every pod, health, no restart since.
 
+    Before that, that each step which judges the change has left its own result: one that a person has marked has not.
     Returns by component what :func:`nephoran_maintenance.engine.live.check_health` has measured, with ``digests``,
     and writes into the journal that everything was seen to be good: without that a recovery undoes. Safe to repeat: yes.
     """
@@ -36,6 +38,13 @@ class VerifyComponentsOperator(StepOperator):
         names = journal.changed()
         if not names:
             raise AirflowSkipException("no component is new: each of them may fail, and did")
+        unproven = unproven_steps(context, journal, self.profile)
+        if unproven:
+            raise PermanentError(
+                "step-without-result",
+                f"not measured: {'; '.join(f'{step.task_id}: {step.missing}' for step in unproven)}",
+                hint="Nothing: everything goes back. A step that is marked as success has measured nothing; start a new run.",
+            )
         earlier = pull_all(context, [change_step_ids(n, k)[1] for n in names for k in ("policy", "image")])
         results: dict[str, Any] = {}
         for name in names:

@@ -20,6 +20,7 @@ from nephoran_maintenance.domain.gate import (
     pods_in,
     recordings,
     sample_line,
+    unready_pods,
     verdicts_of,
 )
 from nephoran_maintenance.errors import TransientError
@@ -115,10 +116,9 @@ class GateTrigger(PollingTrigger):
         try:
             look = await looks.look(gate["kind"])
             workload = look.workload(gate["name"]) or await looks.find(gate["kind"], gate["name"])
-            planned = planned_pods(look.pods_of(workload))
+            pods = look.pods_of(workload)
             answers = {name: await prometheus.query(promql, at) for name, promql in gate["queries"].items()}
         except TransientError as error:
             return Sample(at, problem=error.message)
-        return Sample(
-            at, planned, pods_in({name: [(s.labels, s.value) for s in found] for name, found in answers.items()})
-        )
+        figures = pods_in({name: [(s.labels, s.value) for s in found] for name, found in answers.items()})
+        return Sample(at, planned_pods(pods), figures, unready=unready_pods(pods))

@@ -32,6 +32,7 @@ from nephoran_maintenance.domain.gate import (
     replay,
     sample_line,
     unmeasured,
+    unready_pods,
     verdicts_of,
 )
 from nephoran_maintenance.profile import Gate
@@ -107,6 +108,7 @@ EMPTY = replace(sample(0), pods={})
 ONE_MISSING = without_pod(sample(0), PODS[0])
 NO_LONGER_SCRAPED = instead(sample(0), PODS[0], pod(scraped_seconds_ago=None))
 NO_PODS = replace(sample(0), planned={})
+UNREADABLE = instead(sample(0), PODS[0], pod(errors=None, unreadable=3.0))
 
 VERDICTS = [
     # what the samples are, state, reason, how many samples it took
@@ -129,27 +131,36 @@ VERDICTS = [
     ("far slower than before, below the limit", samples(29, seconds=2.0), {"baseline": Baseline(9000.0, 0.0, 0.3)},
      "closed", "latency_p95", 2),
     ("one bad sample alone", with_one(7, sample(7, ratio=0.2)), {"baseline": NO_BASELINE}, "open", "within-limits", 21),
-    ("Prometheus is down throughout", [replace(DOWN, at=s.at) for s in samples(29)], {}, "unknown", "no-answer", 10),
+    ("Prometheus is down throughout", [replace(DOWN, at=s.at) for s in samples(29)], {}, "unknown", "no-answer", 6),
     ("Prometheus is down for one sample", with_one(7, DOWN), {}, "open", "within-limits", 21),
-    ("no series at all", [replace(EMPTY, at=s.at) for s in samples(29)], {}, "unknown", "no-series", 10),
+    ("no series at all", [replace(EMPTY, at=s.at) for s in samples(29)], {}, "unknown", "no-series", 6),
     ("one pod never has series", [replace(ONE_MISSING, at=s.at) for s in samples(29)], {}, "unknown",
-     "pod-without-series", 10),
+     "pod-without-series", 6),
     ("one pod is no longer scraped", [replace(NO_LONGER_SCRAPED, at=s.at) for s in samples(29)], {}, "unknown",
-     "pod-without-series", 10),
+     "pod-without-series", 6),
     ("one pod has no durations", [instead(s, PODS[0], pod(buckets={})) for s in samples(29)], {}, "unknown",
-     "pod-without-series", 10),
-    ("requests are NaN", [replace(NAN, at=s.at) for s in samples(29)], {}, "unknown", "not-a-number", 10),
-    ("errors are NaN", [replace(NAN_ERRORS, at=s.at) for s in samples(29)], {}, "unknown", "not-a-number", 10),
-    ("durations are NaN", [replace(NAN_LATENCY, at=s.at) for s in samples(29)], {}, "unknown", "not-a-number", 10),
-    ("no durations", [replace(NO_DURATIONS, at=s.at) for s in samples(29)], {}, "unknown", "not-a-number", 10),
-    ("stale", [replace(STALE, at=s.at) for s in samples(29)], {}, "unknown", "stale", 10),
-    ("no traffic", [replace(QUIET, at=s.at) for s in samples(29)], {}, "unknown", "no-traffic", 10),
-    ("no pod", [replace(NO_PODS, at=s.at) for s in samples(29)], {}, "unknown", "no-pods", 10),
+     "pod-without-series", 6),
+    ("requests are NaN", [replace(NAN, at=s.at) for s in samples(29)], {}, "unknown", "not-a-number", 6),
+    ("errors are NaN", [replace(NAN_ERRORS, at=s.at) for s in samples(29)], {}, "unknown", "not-a-number", 6),
+    ("durations are NaN", [replace(NAN_LATENCY, at=s.at) for s in samples(29)], {}, "unknown", "not-a-number", 6),
+    ("no durations", [replace(NO_DURATIONS, at=s.at) for s in samples(29)], {}, "unknown", "not-a-number", 6),
+    ("stale", [replace(STALE, at=s.at) for s in samples(29)], {}, "unknown", "stale", 6),
+    ("no traffic", [replace(QUIET, at=s.at) for s in samples(29)], {}, "unknown", "no-traffic", 6),
+    ("no pod", [replace(NO_PODS, at=s.at) for s in samples(29)], {}, "unknown", "no-pods", 6),
     ("a gap of three intervals", [*samples(6), *(replace(DOWN, at=at(15 * n)) for n in (6, 7)), sample(8)], {},
      "unknown", "no-answer", 9),
     ("samples are missing", [*samples(6), *(sample(n) for n in range(9, 29))], {}, "unknown", "gap", 7),
     ("errors behind one pod without series", [without_pod(s, PODS[0]) for s in samples(29, ratio=0.3)], {}, "closed",
      "error_ratio", 2),
+    ("some requests have no readable status", [replace(UNREADABLE, at=s.at) for s in samples(29)], {}, "unknown",
+     "status-unreadable", 6),
+    ("the first two minutes are missing", [*(replace(DOWN, at=at(15 * n)) for n in range(9)),
+     *(sample(n) for n in range(9, 29))], {}, "unknown", "no-answer", 6),
+    ("the first window is missing", [*(replace(DOWN, at=at(15 * n)) for n in range(5)),
+     *(sample(n) for n in range(5, 29))], {}, "unknown", "no-answer", 6),
+    ("the first valid window reaches back to the begin", [*(replace(DOWN, at=at(15 * n)) for n in range(4)),
+     *(sample(n) for n in range(4, 29))], {}, "open", "within-limits", 24),
+    ("the first sample is late", [sample(n) for n in range(5, 29)], {}, "unknown", "gap", 1),
 ]  # fmt: skip
 
 
@@ -183,17 +194,19 @@ MESSAGES = [
     ("too few", [replace(one, at=at(15 * n)) for n, one in enumerate(10 * [sample(0), QUIET])],
      "only 10 of 20 valid samples could be had: no traffic: 20 requests in 60 s, at least 150 are needed"),
     ("no series", [replace(EMPTY, at=s.at) for s in samples(29)],
-     "only 0 of 20 valid samples could be had: Prometheus has no series of rag-api-a, rag-api-b"),
+     "no valid sample for 75 s: Prometheus has no series of rag-api-a, rag-api-b"),
     ("not a number", [replace(s, pods=dict.fromkeys(PODS, pod(None))) for s in samples(29)],
-     "only 0 of 20 valid samples could be had: requests or errors of pod rag-api-a, rag-api-b are NaN"),
+     "no valid sample for 75 s: requests or errors of pod rag-api-a, rag-api-b are NaN"),
     ("no longer scraped", [replace(s, pods=dict.fromkeys(PODS, pod(scraped_seconds_ago=None))) for s in samples(29)],
-     "only 0 of 20 valid samples could be had: Prometheus has no series of pod rag-api-a, rag-api-b"),
+     "no valid sample for 75 s: Prometheus has no series of pod rag-api-a, rag-api-b"),
     ("stale", [replace(s, pods={n: pod(scraped_seconds_ago=age) for n, age in BOTH.items()}) for s in samples(29)],
-     "only 0 of 20 valid samples could be had: the newest scrape of pod rag-api-a, rag-api-b is 45 s old"),
+     "no valid sample for 75 s: the newest scrape of pod rag-api-a, rag-api-b is 45 s old"),
     ("no durations of two of three",
      [replace(s, planned={**s.planned, "c": LONG_AGO}, pods={**dict.fromkeys(PODS, pod(buckets={})), "c": pod()})
       for s in samples(29)],
-     "only 0 of 20 valid samples could be had: Prometheus has no durations of pod rag-api-a, rag-api-b"),
+     "no valid sample for 75 s: Prometheus has no durations of pod rag-api-a, rag-api-b"),
+    ("unreadable", [replace(s, pods=dict.fromkeys(PODS, pod(errors=None, unreadable=300.0))) for s in samples(29)],
+     "no valid sample for 75 s: 600 requests of pod rag-api-a, rag-api-b have no status that could be read"),
 ]  # fmt: skip
 
 
@@ -224,13 +237,51 @@ def test_what_just_counts_and_what_just_does_not(changes: dict[str, Any], state:
     assert verdict([replace(s, **changes) for s in samples(29)]).state == state
 
 
-@pytest.mark.parametrize(("seconds", "state"), [(59.0, "open"), (60.0, "unknown")])
-def test_a_pod_must_have_series_once_it_is_ready_for_a_window(seconds: float, state: str) -> None:
-    found = [
-        replace(ONE_MISSING, at=s.at, planned={**s.planned, PODS[0]: s.at - timedelta(seconds=seconds)})
-        for s in samples(29)
-    ]
-    assert verdict(found).state == state
+@pytest.mark.parametrize(("ready_at", "valid"), [(1.0, 21), (0.0, 20)])
+def test_a_pod_must_have_series_once_it_is_ready_for_a_window(ready_at: float, valid: int) -> None:
+    found = [replace(s, planned={**s.planned, PODS[0]: at(ready_at)}) for s in samples(21)]
+    for number in range(5):
+        found[number] = without_pod(found[number], PODS[0])
+    assert verdict(found).figures["valid_samples"] == valid
+
+
+def flapping(number: int, created: float = -3600.0) -> Sample:
+    """Return a sample in which one of two pods has no series: Ready again since a moment, or just not Ready."""
+    found = replace(ONE_MISSING, at=at(15 * number))
+    if number % 2:
+        return replace(found, planned={**found.planned, PODS[0]: at(created)}, unready=(PODS[0],))
+    return replace(found, planned={**found.planned, PODS[0]: found.at - timedelta(seconds=5)})
+
+
+def test_a_pod_that_comes_and_goes_faster_than_a_window_must_have_series_too() -> None:
+    for created in (-3600.0, -10.0):
+        result = verdict([flapping(number, created) for number in range(29)])
+        assert (result.state, result.reason) == ("unknown", "pod-without-series")
+    ready_each_time = [replace(flapping(0), at=at(15 * n), planned={PODS[1]: LONG_AGO, PODS[0]: at(15 * n - 5)})
+                       for n in range(29)]  # fmt: skip
+    assert verdict(ready_each_time).reason == "pod-without-series"
+
+
+def test_a_pod_that_starts_slowly_need_not_have_series_before_it_is_ready_for_a_window() -> None:
+    found = samples(29)
+    for number in range(29):
+        since, unready = (at(-30), (PODS[0],)) if number < 2 else (at(25), ())
+        planned = {**found[number].planned, PODS[0]: since}
+        found[number] = replace(found[number], planned=planned, unready=unready)
+        if number < 5:
+            found[number] = without_pod(found[number], PODS[0])
+    assert verdict(found).state == "open"
+
+
+def test_another_pod_of_the_same_name_is_new() -> None:
+    found = samples(29)
+    for number in range(8, 12):
+        since, unready = (at(118), (PODS[0],)) if number == 8 else (at(130), ())
+        planned = {**found[number].planned, PODS[0]: since}
+        found[number] = without_pod(replace(found[number], planned=planned, unready=unready), PODS[0])
+    for number in range(12, 29):
+        found[number] = replace(found[number], planned={**found[number].planned, PODS[0]: at(130)})
+    assert verdict(found).state == "open"
 
 
 def test_two_samples_are_in_a_row_when_no_more_than_one_is_missing_between_them() -> None:
@@ -447,6 +498,45 @@ def test_figures_by_pod_from_what_prometheus_answers() -> None:
     assert pods_in({"errors": [({"pod": "a"}, 3.0)]}) == {}, "errors without requests are no measurement"
     stray: list[tuple[dict[str, str], float]] = [({"pod": "a"}, 1.0), ({"le": "1"}, 1.0)]
     assert pods_in({"requests": [({"pod": "a"}, 2.0)], "duration_buckets": stray}) == {"a": PodFigures(2.0)}
+
+
+@pytest.mark.parametrize(
+    ("judged", "errors", "expected"),
+    [
+        pytest.param({"a": 100.0}, {}, {"errors": 0.0}, id="all of them are judged"),
+        pytest.param({"a": 100.0 - 1e-9}, {"a": 3.0}, {"errors": 3.0}, id="but for rounding"),
+        pytest.param({"a": 99.0}, {"a": 3.0}, {"errors": None, "unreadable": 1.0}, id="one is not"),
+        pytest.param({}, {}, {"errors": None, "unreadable": 100.0}, id="the label has another name"),
+        pytest.param({"a": math.nan}, {}, {"errors": None}, id="not a number"),
+    ],
+)
+def test_no_series_of_errors_is_none_only_where_every_status_can_be_read(
+    judged: dict[str, float], errors: dict[str, float], expected: dict[str, Any]
+) -> None:
+    found = {"requests": {"a": 100.0}, "judged": judged, "errors": errors}
+    said = {name: [({"pod": pod}, value) for pod, value in values.items()] for name, values in found.items()}
+    assert pods_in(said) == {"a": replace(PodFigures(100.0), **expected)}
+
+
+def test_a_pod_without_requests_has_no_errors() -> None:
+    assert pods_in({"requests": [({"pod": "a"}, 0.0)], "judged": []}) == {"a": PodFigures(0.0)}
+
+
+def test_a_recording_of_before_still_gives_its_verdict() -> None:
+    kept = recording(samples(21))
+    lines = [head_line(kept), *(sample_line(kept.component, one) for one in kept.samples)]
+    for line in lines[1:]:
+        del line["unready"]
+        for figures in line["pods"].values():
+            del figures["unreadable"]
+    assert replay("\n".join(map(json.dumps, lines))) == {"rag-api": decide(kept)}
+
+
+def test_pods_that_are_not_ready() -> None:
+    ready = kubernetes_objects.pod("ready", ready=True, created=1, ready_since=9)
+    young = kubernetes_objects.pod("young", created=2, ready_since=9)
+    leaving = kubernetes_objects.pod("leaving", metadata={"deletionTimestamp": "2026-11-23T10:00:03Z"})
+    assert unready_pods([ready, young, leaving]) == ("young",)
 
 
 def test_pods_that_answer_or_should_since_they_are_ready_or_were_made() -> None:

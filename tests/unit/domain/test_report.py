@@ -20,7 +20,7 @@ def entry(step: Step, component: str = "rag-api", kind: Any = "image", **more: A
     return JournalEntry(component=component, kind=kind, workload=workload, before={}, intended={}, step=step, **more)
 
 
-def journal(*entries: JournalEntry) -> Journal:
+def journal(*entries: JournalEntry, seen_good: bool = True) -> Journal:
     return Journal(
         operation_id="o",
         procedure="rolling_upgrade",
@@ -28,6 +28,7 @@ def journal(*entries: JournalEntry) -> Journal:
         system="nephoran",
         plan_hash="h",
         started_at=at(0),
+        verified_at=at(1) if seen_good else None,
         entries=entries,
     )
 
@@ -44,6 +45,7 @@ def approval(state: Any) -> Approval:
 CASES = [
     pytest.param(journal(entry("verified"), entry("verified", "b")), {}, "succeeded", id="all verified"),
     pytest.param(journal(entry("verified")), {"failed": True}, "failed", id="verified, but a step failed"),
+    pytest.param(journal(entry("verified"), seen_good=False), {}, "failed", id="verified one by one is not succeeded"),
     pytest.param(journal(entry("rolled-back"), entry("planned", "b")), {"failed": True}, "rolled-back", id="undone"),
     pytest.param(journal(entry("rolled-back"), entry("verified", "b")), {"failed": True}, "failed", id="half undone"),
     pytest.param(journal(entry("applied")), {}, "failed", id="not verified is not succeeded"),
@@ -214,6 +216,8 @@ def test_times_are_written_for_machines_and_a_missing_start_is_not_measured() ->
 def test_a_failure_after_the_last_change_does_not_claim_a_failed_way_back() -> None:
     text = report(how="failed", journal=journal(entry("verified")))["summary"]
     assert "another step failed" in text
+    unseen = report(how="failed", journal=journal(entry("verified"), seen_good=False))["summary"]
+    assert "nobody has seen everything together to be good" in unseen
     assert "way back" in report(how="failed", journal=journal(entry("rolling-back")))["summary"]
 
 

@@ -245,6 +245,26 @@ def test_a_query_that_prometheus_refuses_is_unknown(system: System) -> None:
     assert run.report["overall"] == "rolled-back"
 
 
+@pytest.mark.parametrize("share", [0.0, 0.9])
+def test_a_release_that_calls_the_status_otherwise_has_no_errors_that_count(system: System, share: float) -> None:
+    before = system.specs()
+    system.with_gates()
+    system.outside.prometheus.ratio = 1.0
+
+    def readable(pod_name: str) -> float:
+        running = {
+            pod["metadata"]["name"]: tag_of(own(pod, "rag-api")["image"]) for pod in system.cluster.pods_of("rag-api")
+        }
+        return share if running.get(pod_name) == "v2" else 1.0
+
+    system.outside.prometheus.readable = readable
+    run = system.upgrade(components=["rag-api"])
+    assert "[gate-unknown]" in run.error(RAG)
+    assert "have no status that could be read" in run.error(RAG)
+    assert run.report["gates"][0]["reason"] == "status-unreadable"
+    assert system.specs() == before
+
+
 def test_samples_are_kept_where_reports_are_kept(
     system: System, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
 
 from nephoran_maintenance.domain.journal import Journal, JournalEntry, Workload, outcome_of
 from tests.unit.domain.kubernetes_objects import at
-from tests.unit.operators.conftest import System
+from tests.unit.operators.conftest import Step, System
+from tests.unit.operators.test_gate import bad_release
 
 
 def journal(*steps: Any) -> Journal:
@@ -74,6 +75,52 @@ def test_what_was_not_measured_says_so(system: System) -> None:
         ("the whole", "llm-processor", "not measured"),
     ]
     assert {"task_id": "measure_traffic", "error": "see the log of the step"} in run.report["failed_steps"]
+
+
+def said_to_be(health: str) -> Step:
+    """Return a step that goes well and has measured something that can be recognised."""
+
+    def execute(step: Any, context: Any) -> Any:
+        try:
+            result = step.execute(context)
+        except DownstreamTasksSkipped:
+            found = context["ti"].xcom_pull(task_ids=step.task_id)
+            context["ti"].xcom_push(key="return_value", value={**found, "health": health, "ready": 1})
+            raise
+        return {**result, "health": health, "ready": 1}
+
+    return execute
+
+
+@pytest.mark.parametrize("may_fail", [False, True], ids=["everything goes back", "it goes back alone"])
+def test_what_went_back_shows_the_health_of_the_version_that_it_has_now(system: System, may_fail: bool) -> None:
+    if may_fail:
+        system.allow_to_fail("rag-api", llm_processor=["weaviate"])
+    system.with_gates()
+    bad_release(system, "rag-api")
+    names = ("weaviate", "rag_api")
+    run = system.upgrade(replaced={f"components.{name}.wait_image": said_to_be("of the new version") for name in names})
+    assert run.report["overall"] == ("partly-succeeded" if may_fail else "rolled-back")
+    rows = {row["name"]: row for row in run.report["components"]}
+    assert (rows["rag-api"]["ready"], rows["rag-api"]["health"]) == (2, "2 of 2 pods answer 200 to /readyz")
+    assert rows["weaviate"]["ready"] == 3
+
+
+def test_a_way_back_that_did_not_end_shows_no_health_of_the_new_version(system: System) -> None:
+    system.with_gates()
+    bad_release(system, "rag-api")
+
+    def begun(step: Any, context: Any) -> Any:
+        step.go_back = lambda *arguments: (_ for _ in ()).throw(AirflowFailException("broken by the test"))
+        try:
+            return step.execute(context)
+        finally:
+            del step.go_back
+
+    run = system.upgrade(components=["rag-api"], replaced={"rollback.rollback_rag_api": begun})
+    assert run.report["overall"] == "failed"
+    row = run.report["components"][0]
+    assert (row["result"], row["ready"], row["health"]) == ("between: rolling-back", "not measured", "not measured")
 
 
 def test_a_profile_without_a_probe_measures_nothing_and_does_not_promise_it(system: System) -> None:
