@@ -60,6 +60,7 @@ the incremental backup, and the manifest says so.
 **Roll back.** Nothing to roll back. A run that dies leaves files without a manifest, which nothing counts.
 
 **If it fails.** There is no backup of this run, and the one before still counts. Correct what the message names and run it again.
+To clear a run, or a step of one, whose backup exists harms nothing: its steps go on from the manifest and write nothing again.
 """
 
 from __future__ import annotations

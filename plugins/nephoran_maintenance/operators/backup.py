@@ -6,7 +6,7 @@ import functools
 from collections.abc import Generator
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from airflow.sdk.exceptions import AirflowSkipException
 
@@ -40,7 +40,7 @@ from nephoran_maintenance.domain.weaviate_backup import folder_in_bucket
 from nephoran_maintenance.errors import MaintenanceError, PermanentError
 from nephoran_maintenance.operators.backup_readiness import pinned
 from nephoran_maintenance.operators.backup_sources import SOURCES, WEAVIATE, WITH_DATA, Capturing, sources_of
-from nephoran_maintenance.operators.backup_step import BackupStep, Session
+from nephoran_maintenance.operators.backup_step import BackupStep, Session, backup_exists
 from nephoran_maintenance.operators.base import (
     NEVER_RAN,
     finish_step,
@@ -52,6 +52,7 @@ from nephoran_maintenance.operators.base import (
     states_of,
 )
 from nephoran_maintenance.operators.report import FAILED_STATES, ReportOperator
+from nephoran_maintenance.profile import load_profile
 from nephoran_maintenance.sensors.weaviate_backup import WeaviateBackupSensor
 from nephoran_maintenance.settings import VERSION
 
@@ -69,14 +70,15 @@ class CheckBackupOperator(BackupStep):
     Skips the steps of sources that this type of backup does not have, and all of them where a procedure needs no backup
     before its change. Returns ``{"backup_id", "type", "reason", "parent", "chain", "base_id", "no_base", "cluster",
     "recipients", "expiring", "object_lock", "digest_key_id"}``: ``chain`` has the ids of all links before this one,
-    ``base_id`` is what Weaviate builds on, ``no_base`` why it does not. Changes nothing. Safe to repeat: yes.
+    ``base_id`` is what Weaviate builds on, ``no_base`` why it does not. Changes nothing. Safe to repeat: yes; of a run
+    that was cleared after its backup was made it returns what the manifest says, and the steps go on from that.
     """
 
     def act(self, context: Context) -> Any:
         if reason := self.why_not(context):
             self.log.warning("No backup: %s", reason)
             return finish_step(context, {"not_made": reason}, [self.sibling(step) for step in ALL_AFTER_CHECK])
-        found = self.looked(context)
+        found = self.made_before(context) or self.looked(context)
         self.log.info("A backup of the type %s: %s", found["type"], found["reason"])
         return finish_step(
             context, found, [self.sibling(s) for s in unneeded_steps(found["type"], self.request(context).scope)]
@@ -90,6 +92,35 @@ class CheckBackupOperator(BackupStep):
             return "the profile says that none is made before a change"
         # A step that was cleared: a backup of what is half changed already must not take the place of the one before.
         return "the change has begun, and its backup was made before" if journal_of(context, self.journals()) else ""
+
+    def made_before(self, context: Context) -> dict[str, Any] | None:
+        """Return what the manifest says of the backup that this run has made, None when it has made none.
+
+        Decided before anything else: *auto* would build on that very backup.
+        """
+        requested, run_after = self.request(context).type, context["dag_run"].run_after
+        types: tuple[BackupType, ...] = get_args(BackupType) if requested == "auto" else (requested,)
+        ids = [backup_id(one, run_after, operation_of(context)) for one in types]
+        identifier = next((one for one in ids if backup_exists(self.profile, one)), None)
+        if identifier is None:
+            return None
+        with self.session() as session:
+            manifest, _ = session.backups.read_manifest(identifier)
+            ending = expiring(session.pins, session.recipients, datetime.now(UTC))
+        return {
+            "backup_id": identifier,
+            "type": manifest.type,
+            "reason": "this run has made it before, and nothing of it is made again",
+            "parent": manifest.parent.model_dump() if manifest.parent else None,
+            "chain": [],
+            "base_id": "",
+            "no_base": "",
+            "cluster": manifest.cluster.model_dump(),
+            "recipients": [recipient.model_dump(mode="json") for recipient in manifest.recipients],
+            "expiring": {name: end.isoformat() for name, end in ending.items()},
+            "object_lock": manifest.object_lock,
+            "digest_key_id": manifest.digest_key_id,
+        }
 
     def looked(self, context: Context) -> dict[str, Any]:
         """Return what is found out about cluster, keys and store, and what is decided from it."""
@@ -209,7 +240,10 @@ def unneeded_steps(backup_type: BackupType, scope: Scope) -> list[str]:
 
 
 class WaitWeaviateBackupOperator(WeaviateBackupSensor):
-    """Have Weaviate back itself up into the staging bucket, as a step whose errors are in the report."""
+    """Have Weaviate back itself up into the staging bucket, as a step whose errors are in the report.
+
+    Where the backup of this run exists already Weaviate is not asked, and what is returned has only its id.
+    """
 
     def __init__(self, *, kubernetes_connection_id: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -217,6 +251,9 @@ class WaitWeaviateBackupOperator(WeaviateBackupSensor):
 
     def execute(self, context: Context) -> dict[str, Any]:
         with reported_errors(context):
+            if backup_exists(load_profile(), self.backup_id):
+                self.log.info("%s exists already", self.backup_id)
+                return {"backup_id": self.backup_id}
             return super().execute(context)
 
     def resume(self, context: Context, event: dict[str, Any], deadline_at: str) -> dict[str, Any]:
@@ -233,7 +270,7 @@ class CaptureSourceOperator(BackupStep):
 
     Nothing of it stays in the store when it fails, and nothing in clear is written to a disk. A source that must not be
     missing fails the step; another one is *failed* in the manifest. Safe to repeat: yes, its objects are written again as
-    a whole.
+    a whole; once there is a manifest nothing is written any more, and what that says is returned.
 
     :param source: a name of ``SOURCES``.
     """
@@ -250,6 +287,9 @@ class CaptureSourceOperator(BackupStep):
         started_at = datetime.now(UTC)
         found: dict[str, Any] = {"state": "captured"}
         with self.session() as session:
+            if (recorded := self.recorded(session, self.backup_id(context))) is not None:
+                self.log.info("%s is in the manifest already: %s", self.source, recorded.state)
+                return recorded.model_dump(mode="json")
             source = kind.make(Capturing(self, context, session))
             writer = ArchiveWriter(
                 session.backups.store,
@@ -280,6 +320,29 @@ class CaptureSourceOperator(BackupStep):
         )
         self.log.info("%s: %s %s", self.source, captured.state, captured.reason)
         return captured.model_dump(mode="json")
+
+    def recorded(self, session: Session, identifier: str) -> Source | None:
+        """Return what the manifest says of this source, None as long as there is no manifest.
+
+        :raises PermanentError: ``backup-exists``: there is one without this source.
+        """
+        existing = session.manifest_of(identifier)
+        if existing is None:
+            return None
+        found = next((source for source in existing[0].sources if source.name == self.source), None)
+        if found is None:
+            raise already_there(identifier, f"{self.source} is not in its manifest")
+        return found
+
+
+def already_there(identifier: str, problem: str) -> PermanentError:
+    """Return the error of a step that would change a backup that exists."""
+    return PermanentError(
+        "backup-exists",
+        f"the backup {identifier} exists already, and {problem}",
+        context={"backup": identifier},
+        hint="A backup is never changed: trigger a new run instead of clearing this one.",
+    )
 
 
 class AbsentError(Exception):
@@ -315,6 +378,9 @@ class ReleaseStagingOperator(BackupStep):
         states = states_of(context)
         if states.get(self.sibling(WAIT_WEAVIATE_BACKUP)) in NEVER_RAN:
             raise AirflowSkipException("Weaviate has written nothing")
+        if backup_exists(self.profile, self.backup_id(context)):
+            # What an incremental one builds on lies there; the run that made the backup has cleared the rest.
+            raise AirflowSkipException("the backup exists already")
         made = pull(context, self.sibling(WAIT_WEAVIATE_BACKUP)) or {}
         captured = states.get(self.sibling(capture_step_id("weaviate"))) == "success"
         staging, identifier = self.staging(), self.backup_id(context)
@@ -340,14 +406,32 @@ class RecordManifestOperator(BackupStep):
     """Write and sign the manifest, with which the backup begins to exist.
 
     Returns ``{"backup_id", "type", "manifest_sha256", "stored_bytes", "member_bytes", "members", "url"}``. Safe to repeat: yes; a
-    manifest of the same sources that an earlier try has written is kept.
+    manifest that an earlier try has written is kept.
 
-    :raises PermanentError: ``backup-incomplete`` when a source is missing that must not.
+    :raises PermanentError: ``backup-incomplete`` when a source is missing that must not; ``backup-exists`` when there is a
+        manifest of other sources.
     """
 
     def act(self, context: Context) -> dict[str, Any]:
+        identifier, sources = self.backup_id(context), captured_sources(self, context)
+        with self.session() as session:
+            manifest, digest = self.earlier(session, identifier, sources) or self.written(context, session, sources)
+            url = session.backups.store.url(session.backups.folder(identifier))
+        archives = [source.archive for source in manifest.sources if source.archive]
+        self.log.info("%s exists: %s", identifier, url)
+        return {
+            "backup_id": identifier,
+            "type": manifest.type,
+            "manifest_sha256": digest,
+            "stored_bytes": sum(file.size_bytes for file in manifest.files),
+            "member_bytes": sum(archive.member_bytes for archive in archives),
+            "members": sum(archive.members for archive in archives),
+            "url": url,
+        }
+
+    def written(self, context: Context, session: Session, sources: tuple[Source, ...]) -> tuple[Manifest, str]:
+        """Write the manifest; return it and its digest."""
         checked, identifier = self.checked(context), self.backup_id(context)
-        sources = captured_sources(self, context)
         request, profile = self.request(context), self.profile
         expected = sources_of(self.backup_type(context), request.scope)
         check_complete([*sources, *self.missing(sources, expected)], identifier)
@@ -371,20 +455,7 @@ class RecordManifestOperator(BackupStep):
             scope=None if request.whole else request.scope,
             tool_version=VERSION,
         )
-        with self.session() as session:
-            digest = self.earlier(session, manifest) or session.backups.write_manifest(manifest, session.signing)
-            url = session.backups.store.url(session.backups.folder(identifier))
-        archives = [source.archive for source in sources if source.archive]
-        self.log.info("%s exists: %s", identifier, url)
-        return {
-            "backup_id": identifier,
-            "type": manifest.type,
-            "manifest_sha256": digest,
-            "stored_bytes": sum(file.size_bytes for file in manifest.files),
-            "member_bytes": sum(archive.member_bytes for archive in archives),
-            "members": sum(archive.members for archive in archives),
-            "url": url,
-        }
+        return manifest, session.backups.write_manifest(manifest, session.signing)
 
     def missing(self, sources: tuple[Source, ...], expected: list[str]) -> list[Source]:
         """Return sources that must be there and left no result at all."""
@@ -398,15 +469,18 @@ class RecordManifestOperator(BackupStep):
         ]
 
     @staticmethod
-    def earlier(session: Session, manifest: Manifest) -> str | None:
-        """Return the digest of the manifest that an earlier try has written of the same sources."""
-        try:
-            found, data = session.backups.read_manifest(manifest.backup_id)
-        except PermanentError as error:
-            if error.reference == "backup-not-found":
-                return None
-            raise
-        return sha256_of(data) if found.sources == manifest.sources else None
+    def earlier(session: Session, identifier: str, sources: tuple[Source, ...]) -> tuple[Manifest, str] | None:
+        """Return the manifest that is there already, and its digest: an earlier try has written it.
+
+        :raises PermanentError: ``backup-exists`` when it says something else of a source than that source's step.
+        """
+        existing = session.manifest_of(identifier)
+        if existing is None:
+            return None
+        manifest, data = existing
+        if differing := [source.name for source in sources if source not in manifest.sources]:
+            raise already_there(identifier, f"its manifest says something else of {', '.join(differing)}")
+        return manifest, sha256_of(data)
 
 
 class VerifyStoredFilesOperator(BackupStep):

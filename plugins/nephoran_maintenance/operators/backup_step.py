@@ -10,20 +10,34 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from nephoran_maintenance.domain.backups import BackupRequest, BackupType
+from nephoran_maintenance.domain.backups import MANIFEST, SIGNATURE_SUFFIX, BackupRequest, BackupType, folder_of
 from nephoran_maintenance.domain.openpgp_keys import Key, PinnedKey
 from nephoran_maintenance.domain.step_ids import CHECK_REQUEST
+from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.backup_readiness import pinned
 from nephoran_maintenance.operators.base import StepOperator, checked_params, operation_of, pull
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from nephoran_maintenance.domain.manifest import Manifest
     from nephoran_maintenance.hooks.backup_store import BackupStore
     from nephoran_maintenance.hooks.openpgp import OpenPgpHook, Passphrase, SigningKey
     from nephoran_maintenance.hooks.pod_files import PodFiles
     from nephoran_maintenance.hooks.staging import StagingBucket
     from nephoran_maintenance.hooks.weaviate_api import WeaviateHook
+    from nephoran_maintenance.profile import SystemProfile
+
+
+def backup_exists(profile: SystemProfile, identifier: str) -> bool:
+    """Return whether a backup has its signed manifest; what that is worth is told by reading it.
+
+    Then nothing of the backup may be written or cleared any more: a step of a finished run that is cleared goes on from it.
+    """
+    from nephoran_maintenance.hooks.object_store import ObjectStoreHook
+
+    store = ObjectStoreHook(profile.connections.object_store_backup, bucket=profile.backup.bucket)
+    return store.exists(f"{folder_of(profile.backup.prefix, identifier)}/{MANIFEST}{SIGNATURE_SUFFIX}")
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,18 @@ class Session:
     def digest_key_id(self) -> str:
         """Tells whether two backups have digests of the same key, and nothing of the key."""
         return hashlib.sha256(b"id of " + self.digest_key).hexdigest()[:16]
+
+    def manifest_of(self, identifier: str) -> tuple[Manifest, bytes] | None:
+        """Return a backup's manifest and its bytes, None as long as the backup does not exist.
+
+        :raises PermanentError: ``openpgp-signature-invalid`` or ``manifest-invalid``: there is one, and it is worth nothing.
+        """
+        try:
+            return self.backups.read_manifest(identifier)
+        except PermanentError as error:
+            if error.reference == "backup-not-found":
+                return None
+            raise
 
 
 class BackupStep(StepOperator):

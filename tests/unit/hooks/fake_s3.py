@@ -63,7 +63,7 @@ class FakeS3:
                     return self.error(404, "NoSuchUpload")
                 self.uploads[request.query["uploadId"]][1][int(number)] = data
                 return Reply(200, "", {"ETag": f'"{hashlib.md5(data).hexdigest()}"'})
-            return Reply(200, "", {"ETag": '"x"', "x-amz-version-id": self.put(key, data)})
+            return Reply(200, "", {"ETag": '"x"', **self.version_header(self.put(key, data))})
         if request.method == "POST":
             return self.multipart(request, key)
         if request.method == "DELETE":
@@ -116,9 +116,13 @@ class FakeS3:
         self.marks.append((key, f"v{next(self._numbers)}"))
 
     def put(self, key: str, data: bytes) -> str:
-        version = f"v{next(self._numbers)}"
+        """Store an object; without versions it takes the place of the one before, which is gone."""
+        version = f"v{next(self._numbers)}" if self.versioned else "null"
         self.objects[key] = self.versions[key, version] = data
         return version
+
+    def version_header(self, version: str) -> dict[str, str]:
+        return {"x-amz-version-id": version} if self.versioned else {}
 
     def multipart(self, request: Received, key: str) -> Reply:
         if "uploadId" not in request.query:
@@ -133,7 +137,7 @@ class FakeS3:
         assert numbers == sorted(parts)
         version = self.put(key, b"".join(parts[number] for number in numbers))
         body = f"<CompleteMultipartUploadResult><Key>{escape(key)}</Key></CompleteMultipartUploadResult>"
-        return Reply(200, body, {"x-amz-version-id": version})
+        return Reply(200, body, self.version_header(version))
 
     @staticmethod
     def decoded(request: Received) -> bytes:

@@ -550,6 +550,60 @@ def test_every_step_can_be_repeated(site: Site) -> None:
     assert first.report["overall"] == again.report["overall"] == "backed-up"
 
 
+def everything_stored(site: Site) -> tuple[dict[Any, bytes], dict[str, bytes], int]:
+    """Return what lies in the buckets, and how often Weaviate was asked for a backup."""
+    return {**site.s3.versions}, {**site.staging.objects}, len(site.weaviate.asked)
+
+
+@pytest.mark.parametrize("kind", ["full", "auto", "config-only"])
+def test_a_finished_run_that_is_cleared_goes_on_from_its_backup_and_touches_nothing(site: Site, kind: str) -> None:
+    site.s3.versioned = False
+    first = site.backup(type=kind)
+    before, manifest = everything_stored(site), site.manifest()
+    site.cluster.objects[SETTINGS]["data"] = {"a": "changed since"}
+    again = site.backup(type=kind)
+    assert again.failed() == []
+    assert again.report["overall"] == first.report["overall"] == "backed-up"
+    assert (id_of(again), site.manifest()) == (id_of(first), manifest)
+    assert everything_stored(site) == before
+    after = site.backup(type="incremental" if kind != "config-only" else kind, run_id="second")
+    assert after.failed() == []
+    assert kind == "config-only" or facts_of(site, after, "weaviate")["incremental"] == "yes"
+
+
+MAKING = [f"capture_{name.replace('-', '_')}" for name in SOURCES]
+MAKING += ["wait_weaviate_backup", "release_staging", "record_manifest", "verify_stored_files"]
+
+
+@pytest.mark.parametrize("step", MAKING)
+def test_a_step_of_a_finished_run_that_is_cleared_alone_touches_nothing(site: Site, step: str) -> None:
+    site.s3.versioned = False
+    run = site.backup(type="full")
+    before, result = everything_stored(site), run.results.get((step, "return_value"))
+    site.cluster.objects[SETTINGS]["data"] = {"a": "changed since"}
+    run._try(run.dag.get_task(step), run_instance(run, step))
+    assert everything_stored(site) == before
+    if step == "wait_weaviate_backup":
+        assert run.results[step, "return_value"] == {"backup_id": id_of(run)}
+    elif step == "release_staging":
+        assert run.states[step] == "skipped"
+    else:
+        assert run.results[step, "return_value"] == result
+
+
+def test_a_backup_is_not_changed_by_a_run_that_found_something_else(site: Site) -> None:
+    run = site.backup()
+    before = everything_stored(site)
+    run.results["capture_kubernetes_objects", "return_value"]["facts"] = {"objects": 0}
+    run._try(run.dag.get_task("record_manifest"), run_instance(run, "record_manifest"))
+    assert run.states["record_manifest"] == "failed"
+    assert "[backup-exists]" in run.error("record_manifest")
+    run.params["include_sources"] = ["prometheus"]
+    run._try(run.dag.get_task("capture_prometheus"), run_instance(run, "capture_prometheus"))
+    assert "[backup-exists]" in run.error("capture_prometheus")
+    assert everything_stored(site) == before
+
+
 def test_a_manifest_that_is_there_already_is_kept(site: Site) -> None:
     run = site.backup()
     signature = site.stored("manifest.json.asc")
