@@ -47,7 +47,8 @@ def seen_good(context: Context, journal: Journal) -> bool:
 def unproven_steps(context: Context, journal: Journal, profile: SystemProfile) -> list[Unproven]:
     """Return the steps before the last look that a change can't stand without and that have left no proof.
 
-    The proof of a rollout is in the journal, that of a gate its open verdict or a person's answer, that of the functional test the phases.
+    The proof of a rollout is in the journal, that of a gate its open verdict or a person's answer, that of the functional
+    test the phases.
     """
     found = [
         Unproven(change_step_ids(entry.component, entry.kind)[1], NOT_VERIFIED)
