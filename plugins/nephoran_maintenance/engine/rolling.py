@@ -20,7 +20,7 @@ from nephoran_maintenance.domain.upgrade import WEAVIATE_POLICY
 from nephoran_maintenance.engine.answers import missing_on_pod
 from nephoran_maintenance.engine.live import container_name, health_endpoint
 from nephoran_maintenance.engine.rollout import look, rollout_error
-from nephoran_maintenance.errors import MaintenanceError, TransientError
+from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
 from nephoran_maintenance.hooks.cluster import ClusterHook
 from nephoran_maintenance.hooks.evidence import collect_evidence
 from nephoran_maintenance.hooks.lease_store import HeldLease
@@ -112,7 +112,7 @@ class Roller:
         moved_at = since
         while True:
             workload = self.workload()
-            check_fence(workload, self.lease.token)
+            self.check_ours(workload)
             check_known(workload)
             pods = self.cluster.pods_of(workload)
             move = next_move(
@@ -150,7 +150,7 @@ class Roller:
         """Put a Deployment's or DaemonSet's intended spec in place; somebody's write in between is looked at first."""
         for attempt in range(CONFLICT_TRIES):
             workload = self.workload()
-            check_fence(workload, self.lease.token)
+            self.check_ours(workload)
             check_known(workload)
             if same_spec(workload, intended):
                 return
@@ -161,6 +161,14 @@ class Roller:
                     raise
             else:
                 return
+
+    def check_ours(self, workload: dict[str, Any]) -> None:
+        """:raises PermanentError: ``lease-lost`` when the object is not fenced for us, with who holds the lease now."""
+        try:
+            check_fence(workload, self.lease.token)
+        except PermanentError:
+            self.lease.keep()
+            raise
 
     def make(self, workload: dict[str, Any], move: Move, intended: dict[str, Any]) -> None:
         """Make one move; a write that was decided on an older version of the object fails and is decided again.

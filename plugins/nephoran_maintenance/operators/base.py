@@ -51,6 +51,9 @@ class StepOperator(BaseOperator):
     :param kubernetes_connection_id: Airflow connection of the procedure's own ServiceAccount.
     """
 
+    _began_with: int | None = None
+    """The token that the operation had when this step, or this part of it, began."""
+
     def __init__(self, *, kubernetes_connection_id: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.kubernetes_connection_id = kubernetes_connection_id
@@ -67,6 +70,7 @@ class StepOperator(BaseOperator):
     @contextmanager
     def recorded_errors(self, context: Context) -> Iterator[None]:
         """Leave an error for the report, and in the journal what it is a failure of, and let Airflow see it."""
+        self._began_with = None
         with reported_errors(context):
             try:
                 yield
@@ -81,10 +85,12 @@ class StepOperator(BaseOperator):
     def record_failure(self, context: Context, error: PermanentError) -> None:
         """Write into the journal which component has failed, and why: the way back, and a recovery, go by it.
 
-        A step that was aborted or lost its worker writes nothing, so it is no failure of a component.
+        A step that was aborted or lost its worker writes nothing, so it is no failure of a component. Nor does one whose
+        operation was turned back or taken over after it had begun: what it sees is what the other did.
         """
         components = self.blamed(error) if is_own_failure(error.reference) else ()
-        if not components:
+        token = self._began_with
+        if not components or token is None:
             return
         failures = [
             Failure(
@@ -103,10 +109,7 @@ class StepOperator(BaseOperator):
             return journal
 
         try:
-            cluster = self.cluster()
-            store, operation = self.journals(cluster), operation_of(context)
-            lease = self.held_lease(context, cluster, store.read(operation))
-            store.update(operation, change, token=lease.token)
+            self.journals().update(operation_of(context), change, token=token)
         except MaintenanceError as problem:
             self.log.warning("The failure could not be written into the journal: %s", problem)
 
@@ -156,7 +159,13 @@ class StepOperator(BaseOperator):
         """
         lease = self.leases(cluster).hold(operation_of(context))
         journal.owned(lease.token)
+        self.begun(journal)
         return lease
+
+    def begun(self, journal: Journal) -> None:
+        """Remember in whose hands the operation was when this step began: by that it may say what has failed."""
+        if self._began_with is None:
+            self._began_with = journal.fencing_token
 
     def check_switches(self, cluster: ClusterHook, *, forward: bool) -> None:
         """:raises PermanentError: ``switched-off`` when a person has stopped this kind of step."""

@@ -75,8 +75,7 @@ class MetricGateSensor(StepOperator):
 
     def act(self, context: Context) -> Any:
         cluster = self.cluster()
-        journal = self.journals(cluster).read(operation_of(context))
-        self.check_forward(journal)
+        journal = self.opened(context, cluster)
         if self.profile.gate.off or not self.gated(journal):
             return self.finish(context, journal, [off_row(component.name) for component in self.gated(journal)])
         kept = self.kept(context)
@@ -94,7 +93,7 @@ class MetricGateSensor(StepOperator):
         return None
 
     def resume(self, context: Context, event: dict[str, Any]) -> Any:
-        journal = self.journals().read(operation_of(context))
+        journal = self.opened(context, self.cluster())
         if "state" not in event:
             return self.answered(context, journal, event)
         if event["state"] == "complete":
@@ -108,6 +107,13 @@ class MetricGateSensor(StepOperator):
 
     def blamed(self, error: PermanentError) -> Sequence[str]:
         return str(error.context["components"]).split(", ")
+
+    def opened(self, context: Context, cluster: ClusterHook) -> Journal:
+        """Return the journal of an operation that goes forward."""
+        journal = self.journals(cluster).read(operation_of(context))
+        self.check_forward(journal)
+        self.begun(journal)
+        return journal
 
     def check_forward(self, journal: Journal) -> None:
         """:raises PermanentError: ``operation-closed`` when the operation is over or on its way back."""

@@ -23,8 +23,10 @@ import yaml
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 
 from nephoran_maintenance.__main__ import main
-from nephoran_maintenance.engine.fencing import turn_back
-from nephoran_maintenance.errors import MaintenanceError
+from nephoran_maintenance.domain.gate import unmeasured
+from nephoran_maintenance.engine.fencing import turn_back, turn_back_alone
+from nephoran_maintenance.engine.live import check_health
+from nephoran_maintenance.errors import MaintenanceError, PermanentError
 from nephoran_maintenance.hooks.cluster import ClusterHook
 from nephoran_maintenance.hooks.journal_store import JournalStore
 from nephoran_maintenance.hooks.lease_store import LeaseStore
@@ -312,6 +314,53 @@ def test_the_late_write_of_a_stopped_owner_is_refused(
     assert ended_well(system, before) == "old"
     assert "[lease-lost]" in run.error("components.weaviate.apply_image")
     assert run.states["verify_outcome"] == "failed"
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["the-whole", "alone"])
+def test_a_forward_step_that_wakes_after_its_own_run_turned_back_says_nothing_of_the_component(
+    system: System, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    """It was marked as failed by a person; what it then sees of the pods is what the way back did."""
+    if alone:
+        system.allow_to_fail("rag-api", llm_processor=["weaviate"])
+    turned: list[str] = []
+
+    def wakes_late(*arguments: Any, **options: Any) -> Any:
+        if turned:
+            return healthy(*arguments, **options)
+        store, leases = stores_of(system)
+        journal = store.all("open")[0]
+        turned.append(journal.operation_id)
+        if alone:
+            turn_back_alone(store.cluster, store, leases, journal, journal.operation_id, "rag-api")
+        else:
+            turn_back(store.cluster, store, leases, journal, journal.operation_id)
+        raise PermanentError("health-check-failed", "rag-api: the pod does not answer")
+
+    healthy = check_health
+    monkeypatch.setattr("nephoran_maintenance.operators.rollout.check_health", wakes_late)
+    run = system.upgrade(components=["rag-api"])
+    assert "[health-check-failed]" in run.error("components.rag_api.wait_image")
+    assert system.journal().failures == ()
+    assert system.quarantine() == {}
+    assert run.report["overall"] == "rolled-back"
+
+
+def test_a_gate_that_closes_after_the_operation_was_taken_over_says_nothing_of_the_component(system: System) -> None:
+    system.with_gates()
+
+    def taken_over(step: Any, context: Any) -> Any:
+        with pytest.raises(TaskDeferred):
+            step.execute(context)
+        pass_time(system)
+        assert command_line(system, "recover") == 0
+        verdict = unmeasured("rag-api", "x").to_dict()
+        return step.resume_step(context, {"state": "complete", "verdicts": [{**verdict, "state": "closed"}]})
+
+    run = system.upgrade(components=["rag-api"], replaced={"components.rag_api.verify_metrics": taken_over})
+    assert "[operation-closed]" in run.error("components.rag_api.verify_metrics")
+    assert system.journal().failures == ()
+    assert system.quarantine() == {}
 
 
 def first_test_intent(method: str, path: str, body: Any) -> bool:
