@@ -17,7 +17,7 @@ from nephoran_maintenance.engine.live import container_name
 from nephoran_maintenance.errors import MaintenanceError, TransientError
 from nephoran_maintenance.operators.admission import released_from_quarantine, request_of
 from nephoran_maintenance.operators.backup_freshness import BACKUP_DAG, newest_backups
-from nephoran_maintenance.operators.backup_readiness import backups_configured, check_backup_keys
+from nephoran_maintenance.operators.backup_readiness import can_be_opened, check_backup_keys
 from nephoran_maintenance.operators.base import StepOperator
 
 if TYPE_CHECKING:
@@ -119,8 +119,11 @@ def check_backup(step: StepOperator, context: Context) -> Findings:
     findings = freshness.check_cron_jobs(jobs)
     if step.profile.backup.before_change != "none":
         findings += check_backup_keys(step.profile, datetime.now(UTC), needed_until(step, context))
-    if not backups_configured(step.profile):
+    if not step.profile.backup.signers:
         return [freshness.not_configured(), *findings]
+    # Those that were made count without recipients; to take them out of the profile must not open the way.
+    if not can_be_opened(step.profile):
+        findings.append(freshness.not_made())
     uid = str(cluster.get("Namespace", "kube-system")["metadata"]["uid"])
     newest = newest_backups(step.profile, uid)
     findings += freshness.check_standing(standing_of(context["ti"], BACKUP_DAG, datetime.now(UTC)))

@@ -82,6 +82,17 @@ def test_a_change_needs_a_checked_backup_younger_than_a_day(system: System, back
     assert system.writes() == []
 
 
+def test_a_profile_without_recipients_lets_nothing_through_by_that(system: System, backed_up: BackupBucket) -> None:
+    backed_up.add(1.1)
+    system.edit_profile(lambda data: data["backup"].update(recipients=[], before_change="none"))
+    run = system.preflight()
+    assert run.report["overall"] == "not-ready"
+    found = about_backups(run)
+    assert (found["newest checked backup"][0], found["recipients of backups"][0]) == ("block", "warn")
+    backed_up.add(0.5)
+    assert system.preflight().report["overall"] == "ready"
+
+
 def test_a_backup_of_another_cluster_lets_nothing_through(system: System, backed_up: BackupBucket) -> None:
     backed_up.add(0.1, cluster="uid-2")
     severity, observed = about_backups(system.preflight())["newest checked backup"]
