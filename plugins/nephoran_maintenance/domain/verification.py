@@ -85,7 +85,9 @@ def check_keys(
             seen, hint = f"ends at {end:%Y-%m-%d}", "Renew the key now, or nothing can be backed up after that."
             findings.append(Finding("keys", "warn", name, seen, "30 days or more left", hint))
         elif end is not None and end < needed_until:
-            seen = f"ends at {end:%Y-%m-%d}, and backups that it opens are kept until {needed_until:%Y-%m-%d}, or longer"
+            seen = (
+                f"ends at {end:%Y-%m-%d}, and backups that it opens are kept until {needed_until:%Y-%m-%d}, or longer"
+            )
             hint = "Renew the key, and put the public key with its new end into the key file."
             findings.append(Finding("keys", "warn", name, seen, "a key that outlives its backups", hint))
         else:
@@ -113,7 +115,9 @@ def check_signers(ends: Mapping[str, datetime | None], at: datetime) -> list[Fin
         ended = end is not None and end <= at
         warn = end is not None and end - at < EXPIRY_WARNING and not (ended and living)
         seen = f"{'ended' if ended else 'ends'} at {end:%Y-%m-%d}" if end else "never ends"
-        hint = "Renew the key, and put the public key with its new end into the key file: without it there is no backup."
+        hint = (
+            "Renew the key, and put the public key with its new end into the key file: without it there is no backup."
+        )
         findings.append(
             Finding("keys", "warn" if warn else "pass", f"signer {name}", seen, "30 days or more left", hint * warn)
         )

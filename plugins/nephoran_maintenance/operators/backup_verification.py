@@ -173,9 +173,7 @@ class PlanReadingOperator(VerificationStep):
                 key.fingerprint: (pin.name, key.expires_at)
                 for pin, key in zip(pins, pgp.import_pinned(pins), strict=True)
             }
-            signers = {
-                pin.name: find_key(pgp.keys(), pin).signs_until for pin in pinned(profile.backup.signers)
-            }
+            signers = {pin.name: find_key(pgp.keys(), pin).signs_until for pin in pinned(profile.backup.signers)}
         chosen = self.chosen(readables, checked["fingerprint"], request, now)
         findings = [
             Finding(

@@ -365,8 +365,11 @@ def test_each_cluster_keeps_its_own_last_ones() -> None:
 def test_two_systems_of_one_cluster_have_each_their_last_verified_one() -> None:
     ours, theirs = (replace(backup(NOW - days * DAY, verified=True), cluster_uid="uid-1") for days in (500, 600))
     theirs = replace(theirs, system="other")
-    young = [replace(backup(NOW - day * DAY, salt=name), cluster_uid="uid-1", system=name) for day in range(1, 500)
-             for name in ("", "other")]
+    young = [
+        replace(backup(NOW - day * DAY, salt=name), cluster_uid="uid-1", system=name)
+        for day in range(1, 500)
+        for name in ("", "other")
+    ]
     found = plan(ours, theirs, *young)
     assert all("the last verified one" in reasons(found, one) for one in (ours, theirs))
 

@@ -137,7 +137,9 @@ def test_a_key_must_outlive_also_what_is_kept_for_a_month_or_a_year() -> None:
 def test_a_parent_is_kept_as_long_as_its_children_and_one_made_for_years_for_years() -> None:
     rules = Retention()
     full, child, audit = (readable(NOW - days * DAY).backup for days in (95, 10, 5))
-    child = replace(child, type="incremental", parent=Parent(backup_id=full.backup_id, manifest_sha256="0" * 64, depth=0))
+    child = replace(
+        child, type="incremental", parent=Parent(backup_id=full.backup_id, manifest_sha256="0" * 64, depth=0)
+    )
     audit = replace(audit, keeping="yearly")
     until = kept_until(plan_retention([full, child, audit], NOW, rules), rules)
     assert until[child.backup_id] == child.ended_at + 90 * DAY

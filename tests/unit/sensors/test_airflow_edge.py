@@ -8,10 +8,16 @@ from typing import Any
 
 import pytest
 from airflow.sdk.api.datamodels._generated import DagRun
-from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowRuntimeError,
+    AirflowSkipException,
+    ErrorType,
+    TaskDeferred,
+)
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import ErrorResponse, GetPreviousDagRun, PreviousDagRunResult
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException, TaskDeferred
 
 from nephoran_maintenance.airflow_edge import RUNS_LOOKED_AT, airflow_errors, standing_of
 from nephoran_maintenance.domain.freshness import Standing
