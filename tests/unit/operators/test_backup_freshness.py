@@ -120,6 +120,25 @@ def test_a_paused_procedure_and_a_suspended_cron_job_warn(
     assert {"paused", "its last scheduled run failed", "suspended"} <= set(said)
 
 
+def test_a_suspended_cron_job_is_found_in_any_namespace_or_told_not_to_be_looked_for(
+    system: System, backed_up: BackupBucket
+) -> None:
+    backed_up.add(0.1)
+    for namespace in ("elsewhere", SYSTEM):
+        job = {"metadata": {"name": "etcd-backup", "namespace": namespace}, "spec": {"suspend": True}}
+        system.cluster.put(f"/apis/batch/v1/namespaces/{namespace}/cronjobs", job)
+    found = about_backups(system.preflight())
+    assert found["CronJob/elsewhere/etcd-backup"] == found[f"CronJob/{SYSTEM}/etcd-backup"] == ("warn", "suspended")
+    assert "CronJobs of other namespaces" not in found
+    system.cluster.extra["/apis/batch/v1/cronjobs"] = Reply(403, {"reason": "Forbidden", "message": "may not"})
+    run = system.preflight()
+    assert run.report["overall"] == "ready"
+    found = about_backups(run)
+    assert "CronJob/elsewhere/etcd-backup" not in found
+    assert found[f"CronJob/{SYSTEM}/etcd-backup"] == ("warn", "suspended")
+    assert found["CronJobs of other namespaces"][0] == "warn"
+
+
 # ------------------------------------------------------------------------------------------------------ the hourly run
 
 
