@@ -21,7 +21,13 @@ STAGING = "nephoran-weaviate-staging"
 LOCKED_DAYS = 1
 """How long a backup can't be deleted: the lab's own life is shorter."""
 
-_READ = ("s3:GetObject", "s3:GetObjectVersion", "s3:GetObjectRetention", "s3:ListMultipartUploadParts")
+_READ = (
+    "s3:GetObject",
+    "s3:GetObjectVersion",
+    "s3:GetObjectRetention",
+    "s3:GetObjectLegalHold",
+    "s3:ListMultipartUploadParts",
+)
 _LIST = (
     "s3:ListBucket",
     "s3:ListBucketVersions",
@@ -30,7 +36,8 @@ _LIST = (
     "s3:GetBucketVersioning",
     "s3:GetBucketObjectLockConfiguration",
 )
-_WRITE = ("s3:PutObject", "s3:AbortMultipartUpload")
+_ABORT = ("s3:AbortMultipartUpload",)
+_WRITE = ("s3:PutObject", *_ABORT)
 _DELETE = ("s3:DeleteObject", "s3:DeleteObjectVersion")
 
 
@@ -51,7 +58,7 @@ class Account:
 
 
 UPLOADER = Account("backup-uploader", BACKUPS, (*_READ, *_WRITE))
-RETENTION = Account("backup-retention", BACKUPS, (*_READ, *_DELETE))
+RETENTION = Account("backup-retention", BACKUPS, (*_READ, *_DELETE, *_ABORT))
 STAGER = Account("weaviate-staging", STAGING, (*_READ, *_WRITE, *_DELETE))
 ACCOUNTS = (UPLOADER, RETENTION, STAGER)
 

@@ -13,6 +13,9 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from nephoran_maintenance.domain.freshness import Standing
 from nephoran_maintenance.errors import MaintenanceError, PermanentError
 
+RUNS_LOOKED_AT = 100
+"""So many runs back the last scheduled one is looked for."""
+
 
 @contextmanager
 def airflow_errors() -> Iterator[None]:
@@ -41,9 +44,13 @@ def interface_address(path: str) -> str:
 
 
 def standing_of(ti: Any, dag_id: str, at: datetime) -> Standing:
-    """Return whether a procedure is paused, and whether its last scheduled run failed and nothing went well since.
+    """Return whether a procedure is paused, and whether the last of its scheduled runs that has ended failed.
+
+    What was run by hand is passed by: it neither mends a schedule nor breaks it, and may have been of another kind. A
+    run without a logical date is none of the schedule's either.
 
     Asked over the worker's channel to its supervisor, whose messages for other DAGs have no public face in Airflow 3.3.
+    It can be asked for the run before a moment alone, so the runs are gone through one by one.
     """
     from airflow.sdk.exceptions import AirflowRuntimeError
     from airflow.sdk.execution_time import task_runner
@@ -54,13 +61,15 @@ def standing_of(ti: Any, dag_id: str, at: datetime) -> Standing:
     except AirflowRuntimeError:
         return Standing()
 
-    def last(state: str) -> Any:
-        answer: Any = task_runner.SUPERVISOR_COMMS.send(GetPreviousDagRun(dag_id=dag_id, logical_date=at, state=state))
-        return answer.dag_run
-
-    failed, good = last("failed"), last("success")
-    scheduled = failed is not None and failed.run_type.value == "scheduled"
-    return Standing(paused, scheduled and (good is None or good.run_after < failed.run_after))
+    for _ in range(RUNS_LOOKED_AT):
+        answer: Any = task_runner.SUPERVISOR_COMMS.send(GetPreviousDagRun(dag_id=dag_id, logical_date=at))
+        run = answer.dag_run
+        if run is None:
+            return Standing(paused, last_scheduled_failed=False)
+        if run.run_type.value == "scheduled" and run.state.value in ("failed", "success"):
+            return Standing(paused, last_scheduled_failed=run.state.value == "failed")
+        at = run.logical_date
+    return Standing(paused)
 
 
 def gauge(name: str, value: float) -> None:

@@ -6,15 +6,32 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
+import yaml
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+# before the first import of Airflow, which makes a configuration where this points to
+import tests.airflow_home  # noqa: F401
+from lab import backup_keys, buckets
+from lab.airflow_access import connections
+from lab.config import LabConfig
+from nephoran_maintenance.domain.backups import backup_id
+from nephoran_maintenance.domain.manifest import Cluster, Manifest, Recipient, Source
+from nephoran_maintenance.domain.openpgp_keys import PinnedKey
+from nephoran_maintenance.hooks.backup_store import BackupStore
 from nephoran_maintenance.hooks.object_deletion import DeletingStore
+from nephoran_maintenance.hooks.object_store import ObjectStoreHook
+from nephoran_maintenance.hooks.openpgp import OpenPgpHook, SigningKey
+from nephoran_maintenance.settings import PROJECT_ROOT
+from tests.unit.backup_bucket import an_archive
+from tests.unit.dag_runner import DagRunner
 
 if TYPE_CHECKING:
     from conftest import Lab
@@ -100,3 +117,92 @@ def test_the_rule_of_the_bucket_locks_what_it_holds(store: DeletingStore, client
     assert "is locked until" in store.delete_all(store.everything(FOLDER), datetime.now(UTC), FIRST)
     assert len(store.everything(FOLDER)) == 7
     client.put_object_lock_configuration(Bucket=bucket, ObjectLockConfiguration={"ObjectLockEnabled": "Enabled"})
+
+
+# --------------------------------------------------------------------------- the procedure, with the rights of its own
+
+
+@dataclass(frozen=True)
+class Site:
+    """What writes backups, as the store's administrator and the lab's signer."""
+
+    backups: BackupStore
+    signing: SigningKey
+
+
+@pytest.fixture
+def site(lab: Lab, client: Any, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """The bucket with the rights that the lab gives, and a profile that leads there."""
+    with OpenPgpHook() as pgp:
+        yield site_in(lab.config, client, bucket, pgp, tmp_path, monkeypatch)
+
+
+def site_in(
+    config: LabConfig, client: Any, bucket: str, pgp: OpenPgpHook, folder: Path, patch: pytest.MonkeyPatch
+) -> Site:
+    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(buckets.policy(bucket, [buckets.RETENTION])))
+    keys = backup_keys.keys(config)
+    backup_keys.write_public(keys, folder)
+    profile = yaml.safe_load((PROJECT_ROOT / "include" / "profiles" / "nephoran.yaml").read_text(encoding="utf-8"))
+    rules = {"days": 90, "daily": 1, "weekly": 1, "monthly": 1, "yearly": 0}
+    profile["backup"] |= {"bucket": bucket, **backup_keys.pins(keys), "retention": rules}
+    (folder / "profile.yaml").write_text(yaml.safe_dump(profile), encoding="utf-8")
+    patch.setenv("NEPHORAN_PROFILE", str(folder / "profile.yaml"))
+    patch.setenv("NEPHORAN_REPORTS", str(folder / "reports"))
+    made = connections(config, lambda account: account)
+    for name in ("object_store_retention", "object_store_reports", "openpgp_signing"):
+        patch.setenv(f"AIRFLOW_CONN_{name.upper()}", json.dumps(made[name]))
+    signer = keys[backup_keys.SIGNER]
+    store = ObjectStoreHook("object_store_reports", bucket=bucket)
+    backups = BackupStore(store, pgp, "backups", [PinnedKey(signer.name, signer.fingerprint, signer.public)])
+    return Site(backups, pgp.import_signing_key("openpgp_signing"))
+
+
+def backed_up(site: Site, days_ago: int) -> str:
+    """Write what a backup that ended so long ago has in the bucket: signed, checked by nobody."""
+    at = datetime.now(UTC) - timedelta(days=days_ago)
+    identifier = backup_id("full", at, at.isoformat())
+    site.backups.store.put_bytes(f"backups/{identifier}/objects.tar.zst.gpg", b"x")
+    source = Source(name="objects", required=True, state="captured", started_at=at, ended_at=at, archive=an_archive())
+    manifest = Manifest(
+        backup_id=identifier,
+        type="full",
+        operation_id="backup-1",
+        system="nephoran",
+        cluster=Cluster(name="lab", uid="uid-1", kubernetes_version="v1.36.4"),
+        started_at=at,
+        ended_at=at,
+        sources=(source,),
+        encryption="public-key",
+        recipients=(Recipient(name="operations", fingerprint="A" * 40, key_ids=("1",)),),
+        digest_key_id="id",
+        tool_version="0",
+    )
+    site.backups.write_manifest(manifest, site.signing)
+    return identifier
+
+
+def test_the_procedure_deletes_with_its_own_account_what_is_old_and_leaves_what_is_locked(
+    site: Site, client: Any, bucket: str
+) -> None:
+    from airflow.dag_processing.dagbag import DagBag
+
+    dag = DagBag(dag_folder=str(PROJECT_ROOT / "dags" / "backup_retention.py"), load_op_links=False).dags[
+        "backup_retention"
+    ]
+    kept, gone, held = {backed_up(site, 1), backed_up(site, 400)}, backed_up(site, 401), backed_up(site, 402)
+    client.create_multipart_upload(Bucket=bucket, Key=f"backups/{gone}/unfinished")
+    locked = {"Bucket": bucket, "Key": f"backups/{held}/objects.tar.zst.gpg"}
+    client.put_object_legal_hold(**locked, LegalHold={"Status": "ON"})
+    try:
+        run = DagRunner(dag, {"mode": "apply"}).run()
+        assert (run.failed(), run.surprises) == ([], []), [run.error(name) for name in run.failed()]
+        done = run.results["delete_backups", "return_value"]
+        assert (set(done["deleted"]), set(done["held"])) == ({gone}, {held})
+        assert "is under legal hold" in done["held"][held]
+        found = client.list_object_versions(Bucket=bucket, Prefix="backups/")
+        entries = [*found.get("Versions", ()), *found.get("DeleteMarkers", ())]
+        assert {entry["Key"].split("/")[1] for entry in entries} == {*kept, held}
+        assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")
+    finally:
+        client.put_object_legal_hold(**locked, LegalHold={"Status": "OFF"})

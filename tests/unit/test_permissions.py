@@ -62,6 +62,11 @@ def test_preflight_may_do_what_it_will_ask_for(access: dict[str, str]) -> None:
     assert allows("preflight", access)
 
 
+@pytest.mark.parametrize("account", ["preflight", "rolling-upgrade"])
+def test_suspended_backups_can_be_looked_for_in_all_namespaces(account: str) -> None:
+    assert allows(account, {"verb": "list", "group": "batch", "resource": "cronjobs"})
+
+
 @pytest.mark.parametrize("access", permissions_for(PROFILE, INTENT_GROUPS, changing=True), ids=described)
 def test_rolling_upgrade_may_do_what_it_will_ask_for(access: dict[str, str]) -> None:
     assert allows("rolling-upgrade", access)

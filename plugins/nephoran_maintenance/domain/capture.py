@@ -33,7 +33,6 @@ LEFT_OUT_RESOURCES = frozenset(
     {
         ("", "pods"),
         ("", "events"),
-        ("", "endpoints"),
         ("", "bindings"),
         ("events.k8s.io", "events"),
         ("discovery.k8s.io", "endpointslices"),
@@ -42,6 +41,11 @@ LEFT_OUT_RESOURCES = frozenset(
     }
 )
 """What the cluster makes anew by itself, by group and plural."""
+
+SERVICES, ENDPOINTS = ("", "services"), ("", "endpoints")
+"""The cluster makes Endpoints for the Services that choose pods; those of the others a person wrote."""
+LEADER = "control-plane.alpha.kubernetes.io/leader"
+"""Marks an Endpoints or a ConfigMap that serves as the lock of a leader."""
 
 COMPUTED_GROUPS = frozenset({"metrics.k8s.io", "custom.metrics.k8s.io", "external.metrics.k8s.io"})
 """Groups whose objects are measured when they are asked for; nothing is stored."""
@@ -194,7 +198,7 @@ def listings(discovery: Discovery, namespaces: Sequence[str], *, elsewhere: bool
     """
     by_name = {(served.group, served.plural): served for served in discovery.served}
     custom = [served for served in discovery.served if is_nephoran_group(served.group)]
-    ordinary = [
+    allowed = [
         served
         for served in discovery.served
         if served.namespaced
@@ -202,6 +206,8 @@ def listings(discovery: Discovery, namespaces: Sequence[str], *, elsewhere: bool
         and served.group not in COMPUTED_GROUPS
         and (served.group, served.plural) not in LEFT_OUT_RESOURCES
     ]
+    # Last in their namespace: whose they are is known from the Services.
+    ordinary = sorted(allowed, key=lambda served: (served.group, served.plural) == ENDPOINTS)
 
     def cluster_wide(names: Iterable[tuple[str, str, Purpose]]) -> list[Listing]:
         return [
@@ -268,6 +274,8 @@ def _made_again(served: Served, found: JsonObject) -> str:
         return "made by its Pod"
     if (served.group, served.plural) == ("", "secrets") and found.get("type") == "kubernetes.io/service-account-token":
         return "a service-account token"
+    if (served.group, served.plural) == ENDPOINTS and LEADER in (metadata.get("annotations") or {}):
+        return "the lock of a leader"
     if (served.group, served.plural) == ("", "configmaps") and metadata["name"] == "kube-root-ca.crt":
         return "made in every namespace"
     return ""
@@ -558,6 +566,8 @@ class Selection:
     _left_out_of_list: dict[str, int] = field(default_factory=dict)
     _roles: list[JsonObject] = field(default_factory=list)
     _role_names: set[str] = field(default_factory=set)
+    _choosing: set[tuple[str, str]] = field(default_factory=set)
+    """The Services that choose pods, by namespace and name."""
 
     def begin(self, listing: Listing, *, again: bool) -> None:
         """Say that a list begins, or begins again."""
@@ -579,13 +589,28 @@ class Selection:
         if listing.purpose == "roles":
             self._roles.append(found)
             return
-        if reason := why_left_out(listing, found, self.namespaces, self.own_namespace):
+        made_again = self._made_for_a_service(listing.served, found)
+        if reason := why_left_out(listing, found, self.namespaces, self.own_namespace) or made_again:
             for counts in (self.left_out, self._left_out_of_list):
                 counts[reason] = counts.get(reason, 0) + 1
             return
         if role := cluster_role_of(listing.served, found):
             self._role_names.add(role)
         yield from self._chosen(listing, found)
+
+    def _made_for_a_service(self, served: Served, found: JsonObject) -> str:
+        """Return that the cluster makes an Endpoints again, because its Service chooses pods; remember the Services."""
+        kind = (served.group, served.plural)
+        if kind not in (SERVICES, ENDPOINTS):
+            return ""
+        name = (str(found["metadata"].get("namespace")), str(found["metadata"]["name"]))
+        if kind == ENDPOINTS:
+            return "made for its Service" if name in self._choosing else ""
+        # A list that begins again may show another choice.
+        self._choosing.discard(name)
+        if (found.get("spec") or {}).get("selector"):
+            self._choosing.add(name)
+        return ""
 
     def end(self, listing: Listing) -> Iterator[Captured]:
         """Yield what could be decided only once the whole list was seen."""

@@ -11,6 +11,8 @@ from nephoran_maintenance.domain.manifest import Manifest, Parent
 from nephoran_maintenance.errors import PermanentError
 
 SUNDAY = 6
+PASSPHRASE = ""
+"""Stands for a fingerprint where a passphrase opens a backup."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class KnownBackup:
     """What the rules need to know of a backup whose manifest is valid.
 
     :param locked_until: until when the store refuses to delete it; None: it is not locked.
+    :param opened_by: fingerprints of the keys that open it; :data:`PASSPHRASE` where a passphrase does.
     """
 
     backup_id: str
@@ -33,6 +36,7 @@ class KnownBackup:
     digest_key_id: str = ""
     cluster_uid: str = ""
     system: str = ""
+    opened_by: frozenset[str] = frozenset()
     whole: bool = True
     """False: something was left out by choice, so it counts nowhere as a backup of the system."""
 
@@ -72,6 +76,7 @@ def known(
         digest_key_id=manifest.digest_key_id,
         cluster_uid=manifest.cluster.uid,
         system=manifest.system,
+        opened_by=frozenset(recipient.fingerprint for recipient in manifest.recipients) or frozenset({PASSPHRASE}),
         whole=manifest.whole,
     )
 
@@ -127,18 +132,23 @@ def choose(
     cluster_uid: str,
     system: str,
     digest_key_id: str,
+    recipients: Mapping[str, str],
     longest_chain: int,
 ) -> Choice:
     """Decide the type of a backup, and its parent.
 
     ``auto`` is full on a Sunday (UTC), when there is nothing to build on, and when the chain has all its links; else
-    incremental. A parent is the newest backup with data whose every link has been read back whole.
+    incremental. A parent is the newest backup with data whose every link has been read back whole and can be opened by
+    everybody who opens this one.
 
+    :param recipients: who opens this one: by fingerprint, the name in the profile.
     :raises PermanentError: ``no-parent`` when an incremental backup was asked for and there is nothing to build on.
     """
     if requested in ("config-only", "full"):
         return Choice("full" if requested == "full" else "config-only", None, "asked for")
-    parent, reason = find_parent(backups, cluster_uid=cluster_uid, system=system, digest_key_id=digest_key_id)
+    parent, reason = find_parent(
+        backups, cluster_uid=cluster_uid, system=system, digest_key_id=digest_key_id, recipients=recipients
+    )
     if parent is None:
         if requested == "auto":
             return Choice("full", None, reason)
@@ -156,7 +166,12 @@ def choose(
 
 
 def find_parent(
-    backups: Iterable[KnownBackup], *, cluster_uid: str, system: str, digest_key_id: str
+    backups: Iterable[KnownBackup],
+    *,
+    cluster_uid: str,
+    system: str,
+    digest_key_id: str,
+    recipients: Mapping[str, str],
 ) -> tuple[Parent | None, str]:
     """Return what the next incremental backup builds on, or None and why there is nothing."""
     known_ones = {backup.backup_id: backup for backup in backups}
@@ -176,13 +191,22 @@ def find_parent(
             try:
                 links = chain_of(backup.backup_id, known_ones)
                 unread = [link.backup_id for link in links if link.checked_at is None]
-                problem = f"is not checked ({unread[0]})" if unread else None
+                problem = f"is not checked ({unread[0]})" if unread else _shut_out(links, recipients)
             except PermanentError as error:
                 problem = error.message
         if problem is None:
             return Parent(backup_id=backup.backup_id, manifest_sha256=backup.manifest_sha256, depth=len(links) - 1), ""
         reason = f"the newest one, {backup.backup_id}, {problem}" if reason.startswith("there is") else reason
     return None, reason
+
+
+def _shut_out(links: Iterable[KnownBackup], recipients: Mapping[str, str]) -> str | None:
+    """Return who would open the next link and could not open these; None when everybody can."""
+    for link in links:
+        names = [name for fingerprint, name in recipients.items() if fingerprint not in link.opened_by]
+        if names:
+            return f"can't be opened by {', '.join(names)} ({link.backup_id})"
+    return None
 
 
 def _broken(backup_id: str, problem: str) -> PermanentError:

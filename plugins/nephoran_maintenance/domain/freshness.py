@@ -135,10 +135,16 @@ def not_configured() -> Finding:
         CHECK,
         "warn",
         "newest checked backup",
-        "not configured: the profile names no recipients and signers of backups",
+        "not configured: the profile names nobody whose signature makes a backup",
         "a checked full or incremental one",
         "Describe the backups in the profile, or make sure by hand that there is one that can be restored.",
     )
+
+
+def not_made() -> Finding:
+    """Return the finding of a profile by which backups count, and no new one can be made."""
+    seen, hint = "the profile names none, so no new backup can be made", "Name them again: operations and an escrow."
+    return Finding(CHECK, "warn", "recipients of backups", seen, "at least one, or a passphrase", hint)
 
 
 def check_standing(standing: Standing) -> list[Finding]:
@@ -150,6 +156,9 @@ def check_standing(standing: Standing) -> list[Finding]:
     if standing.last_scheduled_failed:
         hint = "Open the report of that run."
         findings.append(Finding(CHECK, "warn", "DAG backup", "its last scheduled run failed", "a good last run", hint))
+    if standing.paused is not None and standing.last_scheduled_failed is None:
+        seen = "not measured: none of its last runs was scheduled and has ended"
+        findings.append(Finding(CHECK, "warn", "DAG backup", seen, "a good last run", "Look at the list of its runs."))
     if standing.paused is None:
         seen = "not measured: Airflow does not know it, or could not be asked"
         findings.append(Finding(CHECK, "warn", "DAG backup", seen, "scheduled every day", "Look at the list of DAGs."))
@@ -164,7 +173,7 @@ def check_cron_jobs(jobs: Sequence[Mapping[str, Any]]) -> list[Finding]:
         Finding(
             CHECK,
             "warn",
-            f"CronJob/{job['metadata']['name']}",
+            f"CronJob/{'/'.join(job['metadata'][key] for key in ('namespace', 'name') if key in job['metadata'])}",
             "suspended",
             "not suspended, or gone",
             "Resume it, or delete it when this product has taken over.",
@@ -172,6 +181,13 @@ def check_cron_jobs(jobs: Sequence[Mapping[str, Any]]) -> list[Finding]:
         for job in jobs
         if job["spec"].get("suspend") and _is_backup(job)
     ]
+
+
+def only_listed_in(namespaces: Sequence[str]) -> Finding:
+    """Return the finding that CronJobs elsewhere could not be listed: a suspended backup may be among them."""
+    seen = f"not measured: this account may list them in {', '.join(namespaces)} alone"
+    hint = "Give it list on cronjobs of all namespaces: deploy/rbac/10-preflight.yaml."
+    return Finding(CHECK, "warn", "CronJobs of other namespaces", seen, "none that makes backups is suspended", hint)
 
 
 def _is_backup(job: Mapping[str, Any]) -> bool:

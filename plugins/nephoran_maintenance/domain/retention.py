@@ -18,6 +18,12 @@ from nephoran_maintenance.domain.backups import KeepingClass, started_at_of
 from nephoran_maintenance.domain.chain import KnownBackup
 from nephoran_maintenance.profile import Retention
 
+SPANS: Mapping[str, timedelta] = {
+    "daily": timedelta(days=1),
+    "weekly": timedelta(days=7),
+    "monthly": timedelta(days=31),
+    "yearly": timedelta(days=366),
+}
 RANKS: Mapping[KeepingClass, int] = {"daily": 0, "weekly": 1, "monthly": 2, "yearly": 3}
 CLOCKS = timedelta(days=7)
 """So much later than an incremental one's name says may begin what it builds on: runs wait, and clocks differ."""
@@ -159,6 +165,30 @@ def table(plan: RetentionPlan) -> list[dict[str, str]]:
         }
         for verdict in plan.verdicts
     ]
+
+
+def kept_until(plan: RetentionPlan, rules: Retention) -> dict[str, datetime]:
+    """Return by id until about when each backup that stays will be kept, as far as that is known today.
+
+    What is kept for a week, month or year stays until as many newer ones are kept so. What is kept as the last of its
+    kind alone stays until there is a newer one, which nobody knows: for that the day of the plan is returned.
+    """
+    counts = {"daily": rules.daily, "weekly": rules.weekly, "monthly": rules.monthly, "yearly": rules.yearly}
+    until: dict[str, datetime] = {}
+    kept = [verdict for verdict in plan.verdicts if verdict.keep]
+    for verdict in kept:
+        backup, always = verdict.backup, verdict.backup.ended_at + timedelta(days=rules.days)
+        slots = [name for name in verdict.reasons if name in SPANS]
+        # One that was made to be kept so will be, once it is old enough.
+        slots += [backup.keeping] if backup.whole and counts[backup.keeping] else []
+        ends = [always + counts[name] * SPANS[name] for name in slots if name != "daily" or name in verdict.reasons]
+        locked = [backup.locked_until] if backup.locked_until else []
+        until[backup.backup_id] = max([always, verdict.at, *ends, *locked])
+    for verdict in sorted(kept, key=lambda verdict: verdict.backup.depth, reverse=True):
+        parent = verdict.backup.parent_id
+        if parent in until:
+            until[parent] = max(until[parent], until[verdict.backup.backup_id])
+    return until
 
 
 def _kept_by_count(old: Sequence[KnownBackup], rules: Retention) -> Iterable[tuple[str, KnownBackup]]:

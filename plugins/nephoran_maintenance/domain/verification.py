@@ -67,22 +67,27 @@ def overdue(backups: Iterable[Readable], at: datetime) -> list[Finding]:
 
 
 def check_keys(
-    expires: Mapping[str, tuple[str, datetime | None]], backups: Sequence[Readable], at: datetime, kept: timedelta
+    expires: Mapping[str, tuple[str, datetime | None]],
+    backups: Sequence[Readable],
+    at: datetime,
+    kept_until: Mapping[str, datetime],
 ) -> list[Finding]:
     """Return what is to be said of every recipient's key: of the profile, and of those that older backups need.
 
     :param expires: by fingerprint, the name in the profile, and when the key ends; None: never.
-    :param kept: how long every backup is kept.
+    :param kept_until: by id, until when a backup is kept as far as is known; those that are not in it go.
     """
     findings = []
     for fingerprint, (name, end) in expires.items():
-        opens = [one.backup for one in backups if fingerprint in {r.fingerprint for r in one.recipients}]
-        needed_until = max((backup.ended_at + kept for backup in opens), default=at)
+        opens = [one.backup.backup_id for one in backups if fingerprint in {r.fingerprint for r in one.recipients}]
+        needed_until = max((kept_until[name] for name in opens if name in kept_until), default=at)
         if end is not None and end - at < EXPIRY_WARNING:
             seen, hint = f"ends at {end:%Y-%m-%d}", "Renew the key now, or nothing can be backed up after that."
             findings.append(Finding("keys", "warn", name, seen, "30 days or more left", hint))
         elif end is not None and end < needed_until:
-            seen = f"ends at {end:%Y-%m-%d}, and backups that it opens are kept until {needed_until:%Y-%m-%d} at least"
+            seen = (
+                f"ends at {end:%Y-%m-%d}, and backups that it opens are kept until {needed_until:%Y-%m-%d}, or longer"
+            )
             hint = "Renew the key, and put the public key with its new end into the key file."
             findings.append(Finding("keys", "warn", name, seen, "a key that outlives its backups", hint))
         else:
@@ -110,7 +115,9 @@ def check_signers(ends: Mapping[str, datetime | None], at: datetime) -> list[Fin
         ended = end is not None and end <= at
         warn = end is not None and end - at < EXPIRY_WARNING and not (ended and living)
         seen = f"{'ended' if ended else 'ends'} at {end:%Y-%m-%d}" if end else "never ends"
-        hint = "Renew the key, and put the public key with its new end into the key file: without it there is no backup."
+        hint = (
+            "Renew the key, and put the public key with its new end into the key file: without it there is no backup."
+        )
         findings.append(
             Finding("keys", "warn" if warn else "pass", f"signer {name}", seen, "30 days or more left", hint * warn)
         )

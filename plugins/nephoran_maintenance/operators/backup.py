@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from nephoran_maintenance.domain.backups import BackupRequest, BackupType, RequestedType, backup_id, left_in_staging
 from nephoran_maintenance.domain.capture import listings
-from nephoran_maintenance.domain.chain import Choice, chain_of, choose
+from nephoran_maintenance.domain.chain import PASSPHRASE, Choice, chain_of, choose
 from nephoran_maintenance.domain.findings import Finding, Severity
 from nephoran_maintenance.domain.manifest import (
     Cluster,
@@ -201,6 +201,7 @@ class CheckBackupOperator(BackupStep):
             cluster_uid=cluster_uid,
             system=self.profile.metadata.name,
             digest_key_id=session.digest_key_id,
+            recipients={pin.fingerprint: pin.name for pin in session.pins} or {PASSPHRASE: "the passphrase"},
             longest_chain=self.profile.backup.longest_chain,
         )
         if requested not in ("incremental", "auto"):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from nephoran_maintenance.domain.manifest import (
 from nephoran_maintenance.domain.moments import moment
 from nephoran_maintenance.domain.openpgp_keys import find_key
 from nephoran_maintenance.domain.report import Overall, conclusion
+from nephoran_maintenance.domain.retention import kept_until, plan_retention
 from nephoran_maintenance.domain.step_ids import CHECK_REQUEST, PLAN_READING, VERIFY_CONTENTS
 from nephoran_maintenance.domain.verification import (
     Readable,
@@ -172,9 +173,7 @@ class PlanReadingOperator(VerificationStep):
                 key.fingerprint: (pin.name, key.expires_at)
                 for pin, key in zip(pins, pgp.import_pinned(pins), strict=True)
             }
-            signers = {
-                pin.name: find_key(pgp.keys(), pin).signs_until for pin in pinned(profile.backup.signers)
-            }
+            signers = {pin.name: find_key(pgp.keys(), pin).signs_until for pin in pinned(profile.backup.signers)}
         chosen = self.chosen(readables, checked["fingerprint"], request, now)
         findings = [
             Finding(
@@ -183,7 +182,9 @@ class PlanReadingOperator(VerificationStep):
             for name, problem in problems.items()
         ]
         findings += check_chains(listing.backups)
-        findings += check_keys(keys, readables, now, timedelta(days=profile.backup.retention.days))
+        rules = profile.backup.retention
+        retention = plan_retention(listing.backups, now, rules, doubtful=listing.doubtful)
+        findings += check_keys(keys, readables, now, kept_until(retention, rules))
         findings += check_signers(signers, now)
         findings += overdue([one for one in readables if one.backup.backup_id not in chosen], now)
         if checked["not_possible"]:

@@ -14,10 +14,10 @@ from nephoran_maintenance.domain.quarantine import check_quarantine
 from nephoran_maintenance.domain.upgrade import permissions_for, requested_image
 from nephoran_maintenance.domain.vantage_point import is_own
 from nephoran_maintenance.engine.live import container_name
-from nephoran_maintenance.errors import MaintenanceError, TransientError
+from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
 from nephoran_maintenance.operators.admission import released_from_quarantine, request_of
 from nephoran_maintenance.operators.backup_freshness import BACKUP_DAG, newest_backups
-from nephoran_maintenance.operators.backup_readiness import backups_configured, check_backup_keys
+from nephoran_maintenance.operators.backup_readiness import can_be_opened, check_backup_keys
 from nephoran_maintenance.operators.base import StepOperator
 
 if TYPE_CHECKING:
@@ -114,18 +114,32 @@ def check_permissions(step: StepOperator, context: Context) -> Findings:
 
 
 def check_backup(step: StepOperator, context: Context) -> Findings:
-    cluster, namespaces = step.cluster(), step.profile.namespaces
-    jobs = [job for name in namespaces.of_the_system for job in cluster.list("CronJob", name)]
-    findings = freshness.check_cron_jobs(jobs)
+    cluster = step.cluster()
+    findings = check_cron_jobs(step)
     if step.profile.backup.before_change != "none":
         findings += check_backup_keys(step.profile, datetime.now(UTC), needed_until(step, context))
-    if not backups_configured(step.profile):
+    if not step.profile.backup.signers:
         return [freshness.not_configured(), *findings]
+    # Those that were made count without recipients; to take them out of the profile must not open the way.
+    if not can_be_opened(step.profile):
+        findings.append(freshness.not_made())
     uid = str(cluster.get("Namespace", "kube-system")["metadata"]["uid"])
     newest = newest_backups(step.profile, uid)
     findings += freshness.check_standing(standing_of(context["ti"], BACKUP_DAG, datetime.now(UTC)))
     rpo, when_stale = timedelta(hours=step.profile.targets.rpo_hours), step.profile.backup.when_stale
     return [*freshness.check_freshness(newest, datetime.now(UTC), rpo, when_stale=when_stale), *findings]
+
+
+def check_cron_jobs(step: StepOperator) -> Findings:
+    """Return the suspended CronJobs of the whole cluster that make backups, or of where they may be listed."""
+    cluster, own = step.cluster(), step.profile.namespaces.of_the_system
+    try:
+        return freshness.check_cron_jobs(cluster.list("CronJob"))
+    except PermanentError as error:
+        if error.reference != "cluster-forbidden":
+            raise
+    jobs = [job for name in own for job in cluster.list("CronJob", name)]
+    return [*freshness.check_cron_jobs(jobs), freshness.only_listed_in(own)]
 
 
 def needed_until(step: StepOperator, context: Context) -> datetime:

@@ -149,6 +149,7 @@ def test_asks_for_everything_that_can_be_applied_again_and_for_nothing_else() ->
                 "horizontalpodautoscalers.autoscaling",
                 "widgets.example.com",
                 f"roles.{RBAC}",
+                "endpoints",
             )
         ),
         "networkintents.nephoran.com",
@@ -611,6 +612,36 @@ def test_counts_what_was_left_out_once_also_when_the_list_begins_again() -> None
         assert not list(selection.take(LISTING, object_of("kube-root-ca.crt")))
     assert selection.left_out == {"made in every namespace": 1}
     assert selection.restarted == ["configmaps in namespace nephoran-system"]
+
+
+def test_keeps_endpoints_that_a_person_wrote_and_not_those_of_a_service_that_chooses_pods() -> None:
+    selection = Selection(SYSTEM, OWN)
+    services = Listing(Served("", "v1", "services", "Service", True), "nephoran-system", "object")
+    endpoints = Listing(Served("", "v1", "endpoints", "Endpoints", True), "nephoran-system", "object")
+    subsets = [{"addresses": [{"ip": "192.0.2.7"}], "ports": [{"port": 5432}]}]
+    names = ("chooses", "by-hand", "of-no-service", "chose-before")
+    leader = object_of("leader", metadata={"annotations": {"control-plane.alpha.kubernetes.io/leader": "{}"}})
+    written: list[Captured] = []
+    for again, spec in ((False, {"selector": {"app": "a"}}), (True, {})):
+        selection.begin(services, again=again)
+        for found in (
+            object_of("chooses", spec={"selector": {"app": "a"}}),
+            object_of("by-hand", spec={"ports": []}),
+            object_of("chose-before", spec=spec),
+        ):
+            list(selection.take(services, found))
+        list(selection.end(services))
+    selection.begin(endpoints, again=False)
+    for found in (*(object_of(name, subsets=subsets) for name in names), leader):
+        written += selection.take(endpoints, found)
+    written += selection.end(endpoints)
+    assert sorted(file.path.rpartition("/")[2] for file in written) == [
+        "by-hand.json",
+        "chose-before.json",
+        "of-no-service.json",
+    ]
+    assert b"192.0.2.7" in written[0].content
+    assert selection.left_out == {"made for its Service": 1, "the lock of a leader": 1}
 
 
 def test_writes_only_the_roles_that_a_kept_binding_refers_to() -> None:

@@ -21,6 +21,7 @@ from nephoran_maintenance.errors import PermanentError
 
 MONDAY = datetime(2026, 11, 23, 2, 30, tzinfo=UTC)
 DAY = timedelta(days=1)
+RECIPIENTS = {"A" * 40: "operations", "B" * 40: "escrow"}
 
 
 def link(at: datetime, parent: KnownBackup | None = None, kind: BackupType | None = None) -> KnownBackup:
@@ -41,6 +42,7 @@ def link(at: datetime, parent: KnownBackup | None = None, kind: BackupType | Non
         digest_key_id="key-1",
         cluster_uid="uid-1",
         system="nephoran",
+        opened_by=frozenset(RECIPIENTS),
     )
 
 
@@ -53,7 +55,14 @@ def chain(length: int, start: datetime = MONDAY - 7 * DAY) -> list[KnownBackup]:
 
 def chosen(requested: RequestedType, backups: list[KnownBackup], at: datetime = MONDAY) -> Choice:
     return choose(
-        requested, at, backups, cluster_uid="uid-1", system="nephoran", digest_key_id="key-1", longest_chain=6
+        requested,
+        at,
+        backups,
+        cluster_uid="uid-1",
+        system="nephoran",
+        digest_key_id="key-1",
+        recipients=RECIPIENTS,
+        longest_chain=6,
     )
 
 
@@ -82,6 +91,21 @@ def test_auto_builds_on_the_newest_checked_one() -> None:
         pytest.param([replace(chain(1)[0], cluster_uid="uid-2")], MONDAY, "another cluster", id="another cluster"),
         pytest.param([replace(chain(1)[0], system="other")], MONDAY, "another system, other", id="another system"),
         pytest.param([replace(chain(1)[0], digest_key_id="key-2")], MONDAY, "another key", id="another key"),
+        pytest.param(
+            [replace(chain(1)[0], opened_by=frozenset({"A" * 40, "C" * 40}))],
+            MONDAY,
+            "can't be opened by escrow",
+            id="a recipient is new",
+        ),
+        pytest.param(
+            [replace(chain(2)[0], opened_by=frozenset({"A" * 40})), chain(2)[1]],
+            MONDAY,
+            "can't be opened by escrow",
+            id="a recipient could not open the full one",
+        ),
+        pytest.param(
+            [replace(chain(1)[0], opened_by=frozenset({""}))], MONDAY, "can't be opened by operations", id="passphrase"
+        ),
         pytest.param(chain(3)[1:], MONDAY, "is missing", id="a link is missing"),
         pytest.param([link(MONDAY - DAY, kind="config-only")], MONDAY, "no backup with data", id="config-only"),
     ],
@@ -90,6 +114,11 @@ def test_auto_is_full_when(backups: list[KnownBackup], at: datetime, reason: str
     choice = chosen("auto", backups, at)
     assert (choice.type, choice.parent) == ("full", None)
     assert reason in choice.reason
+
+
+def test_a_recipient_who_has_left_is_no_reason_for_a_full_one() -> None:
+    links = [replace(one, opened_by=one.opened_by | {"C" * 40}) for one in chain(2)]
+    assert chosen("auto", links).type == "incremental"
 
 
 def test_five_links_take_a_sixth() -> None:

@@ -174,6 +174,11 @@ def test_figures_are_ages_in_seconds_and_none_where_there_is_none() -> None:
         pytest.param(Standing(True, False), [("warn", "paused")], id="paused"),
         pytest.param(Standing(False, True), [("warn", "its last scheduled run failed")], id="failed"),
         pytest.param(
+            Standing(False, None),
+            [("warn", "not measured: none of its last runs was scheduled and has ended")],
+            id="only by hand",
+        ),
+        pytest.param(
             Standing(), [("warn", "not measured: Airflow does not know it, or could not be asked")], id="unknown"
         ),
     ],

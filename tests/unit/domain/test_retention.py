@@ -232,15 +232,15 @@ def test_a_defect_in_the_rules_breaks_an_invariant(
         World(seed=7, days=1200, lock_days=lock_days, spoilt=0.05 if defect is only_known else 0).run(invariants)
 
 
-def test_what_has_a_note_that_does_not_count_keeps_what_it_builds_on() -> None:
+def test_what_has_a_note_that_does_not_count_keeps_what_it_builds_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def blind(world: World, now: datetime) -> tuple[str, ...]:
         """A defect: only what counts is looked at."""
         hidden = {*world.no_note, *world.no_manifest}
         readable = [found for name, found in world.held.items() if name not in hidden]
         return plan_retention(readable, now, RULES, unreadable=world.no_manifest).to_delete
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(AssertionError, match="lost the link"):
-        patch.setattr(World, "planned", blind)
+    monkeypatch.setattr(World, "planned", blind)
+    with pytest.raises(AssertionError, match="lost the link"):
         World(seed=7, days=3650, spoilt=0.05).run(invariants)
 
 
@@ -365,8 +365,11 @@ def test_each_cluster_keeps_its_own_last_ones() -> None:
 def test_two_systems_of_one_cluster_have_each_their_last_verified_one() -> None:
     ours, theirs = (replace(backup(NOW - days * DAY, verified=True), cluster_uid="uid-1") for days in (500, 600))
     theirs = replace(theirs, system="other")
-    young = [replace(backup(NOW - day * DAY, salt=name), cluster_uid="uid-1", system=name) for day in range(1, 500)
-             for name in ("", "other")]
+    young = [
+        replace(backup(NOW - day * DAY, salt=name), cluster_uid="uid-1", system=name)
+        for day in range(1, 500)
+        for name in ("", "other")
+    ]
     found = plan(ours, theirs, *young)
     assert all("the last verified one" in reasons(found, one) for one in (ours, theirs))
 

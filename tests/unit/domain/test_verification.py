@@ -11,6 +11,7 @@ import pytest
 from nephoran_maintenance.domain.backups import backup_id
 from nephoran_maintenance.domain.chain import KnownBackup
 from nephoran_maintenance.domain.manifest import Parent, Recipient
+from nephoran_maintenance.domain.retention import kept_until, plan_retention
 from nephoran_maintenance.domain.verification import (
     Readable,
     check_chains,
@@ -21,12 +22,17 @@ from nephoran_maintenance.domain.verification import (
     last_opened,
     overdue,
 )
+from nephoran_maintenance.profile import Retention
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 OPERATIONS = Recipient(name="operations", fingerprint="A" * 40, key_ids=("1",))
 ESCROW = Recipient(name="escrow", fingerprint="B" * 40, key_ids=("2",))
-KEPT = timedelta(days=90)
+
+
+def kept(backups: list[Readable]) -> dict[str, datetime]:
+    """Everything for 90 days."""
+    return {one.backup.backup_id: one.backup.ended_at + 90 * DAY for one in backups}
 
 
 def readable(ended_at: datetime, **opened: datetime) -> Readable:
@@ -106,10 +112,39 @@ def test_a_key_must_outlive_the_backups_it_opens(days_left: int | None, severity
         {OPERATIONS.fingerprint: ("operations", ends)},
         [replace(b, recipients=(OPERATIONS,)) for b in backups],
         NOW,
-        KEPT,
+        kept(backups),
     )
     assert (found.severity, found.object) == (severity, "operations")
     assert expected in found.observed
+
+
+def test_a_key_must_outlive_also_what_is_kept_for_a_month_or_a_year() -> None:
+    rules = Retention()
+    old = readable(NOW - 200 * DAY)
+    backups = [readable(NOW - DAY), *(readable(NOW - days * DAY) for days in range(95, 150)), old]
+    plan = plan_retention([one.backup for one in backups], NOW, rules)
+    (verdict,) = [one for one in plan.verdicts if one.backup == old.backup]
+    assert verdict.reasons == ("monthly",)
+    until = kept_until(plan, rules)
+    assert until[old.backup.backup_id] == old.backup.ended_at + (90 + 12 * 31) * DAY
+    keys = {OPERATIONS.fingerprint: ("operations", NOW + 40 * DAY)}
+    (found,) = check_keys(keys, [replace(old, recipients=(OPERATIONS,))], NOW, until)
+    assert (found.severity, "are kept until" in found.observed) == ("warn", True)
+    (found,) = check_keys(keys, [replace(old, recipients=(OPERATIONS,))], NOW, {})
+    assert found.severity == "pass", "what goes needs no key"
+
+
+def test_a_parent_is_kept_as_long_as_its_children_and_one_made_for_years_for_years() -> None:
+    rules = Retention()
+    full, child, audit = (readable(NOW - days * DAY).backup for days in (95, 10, 5))
+    child = replace(
+        child, type="incremental", parent=Parent(backup_id=full.backup_id, manifest_sha256="0" * 64, depth=0)
+    )
+    audit = replace(audit, keeping="yearly")
+    until = kept_until(plan_retention([full, child, audit], NOW, rules), rules)
+    assert until[child.backup_id] == child.ended_at + 90 * DAY
+    assert until[full.backup_id] >= until[child.backup_id]
+    assert until[audit.backup_id] == audit.ended_at + (90 + 2 * 366) * DAY
 
 
 def test_a_signer_that_ends_is_told_30_days_before() -> None:
@@ -122,7 +157,8 @@ def test_a_signer_that_ends_is_told_30_days_before() -> None:
 
 
 def test_a_key_that_left_the_profile_and_still_opens_something_is_told() -> None:
-    found = check_keys({OPERATIONS.fingerprint: ("operations", None)}, [readable(NOW), readable(NOW - DAY)], NOW, KEPT)
+    backups = [readable(NOW), readable(NOW - DAY)]
+    found = check_keys({OPERATIONS.fingerprint: ("operations", None)}, backups, NOW, kept(backups))
     assert [(f.severity, f.object) for f in found] == [("pass", "operations"), ("warn", "escrow")]
     assert "opens 2 backups" in found[1].observed
 

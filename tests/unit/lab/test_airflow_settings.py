@@ -121,6 +121,10 @@ def test_each_account_is_told_apart_by_what_it_may_do() -> None:
     assert deleting == {buckets.RETENTION.name}
     writing = {s["Principal"]["AWS"][0] for s in statements for action in s["Action"] if "Put" in action}
     assert writing == {buckets.UPLOADER.name}
+    reading_locks = {"s3:GetObjectRetention", "s3:GetObjectLegalHold"}
+    assert reading_locks <= set(buckets.UPLOADER.actions) & set(buckets.RETENTION.actions)
+    assert {"s3:DeleteObject", "s3:DeleteObjectVersion", "s3:AbortMultipartUpload"} <= set(buckets.RETENTION.actions)
+    assert not [action for account in buckets.ACCOUNTS for action in account.actions if "Bypass" in action]
 
 
 def test_profile_for_a_lab_keeps_everything_but_addresses(config: LabConfig) -> None:

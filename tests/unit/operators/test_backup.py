@@ -297,6 +297,20 @@ def test_a_chain_has_in_each_link_what_has_changed_since_the_one_before(site: Si
     assert {key.rpartition(".")[2] for key in site.staging.objects} == {"json"}
 
 
+def test_what_a_new_recipient_could_not_open_is_not_built_on(site: Site) -> None:
+    full = site.backup(type="full", run_id="first")
+    pin = site.keys.stranger
+    (site.profile_path.parent / "escrow.asc").write_text(pin.armored, encoding="ascii")
+    site.edit_profile(lambda data: data["backup"]["recipients"][1].update(fingerprint=pin.fingerprint))
+    assert "[no-parent]" in site.backup(type="incremental", run_id="second").error("check_request")
+    run = site.backup(type="auto", run_id="third")
+    assert run.failed() == []
+    manifest = site.manifest(id_of(run))
+    assert (manifest["type"], manifest["parent"]) == ("full", None)
+    reason = run.results["check_request", "return_value"]["reason"]
+    assert f"can't be opened by escrow ({id_of(full)})" in reason
+
+
 def test_weaviate_begins_anew_where_staging_has_lost_the_parents_descriptors(site: Site) -> None:
     site.backup(type="full", run_id="first")
     site.staging.objects.clear()

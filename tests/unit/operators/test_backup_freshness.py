@@ -82,6 +82,17 @@ def test_a_change_needs_a_checked_backup_younger_than_a_day(system: System, back
     assert system.writes() == []
 
 
+def test_a_profile_without_recipients_lets_nothing_through_by_that(system: System, backed_up: BackupBucket) -> None:
+    backed_up.add(1.1)
+    system.edit_profile(lambda data: data["backup"].update(recipients=[], before_change="none"))
+    run = system.preflight()
+    assert run.report["overall"] == "not-ready"
+    found = about_backups(run)
+    assert (found["newest checked backup"][0], found["recipients of backups"][0]) == ("block", "warn")
+    backed_up.add(0.5)
+    assert system.preflight().report["overall"] == "ready"
+
+
 def test_a_backup_of_another_cluster_lets_nothing_through(system: System, backed_up: BackupBucket) -> None:
     backed_up.add(0.1, cluster="uid-2")
     severity, observed = about_backups(system.preflight())["newest checked backup"]
@@ -107,6 +118,25 @@ def test_a_paused_procedure_and_a_suspended_cron_job_warn(
     assert run.report["overall"] == "ready"
     said = [f["observed"] for f in run.report["findings"] if f["check"] == "backup" and f["severity"] == "warn"]
     assert {"paused", "its last scheduled run failed", "suspended"} <= set(said)
+
+
+def test_a_suspended_cron_job_is_found_in_any_namespace_or_told_not_to_be_looked_for(
+    system: System, backed_up: BackupBucket
+) -> None:
+    backed_up.add(0.1)
+    for namespace in ("elsewhere", SYSTEM):
+        job = {"metadata": {"name": "etcd-backup", "namespace": namespace}, "spec": {"suspend": True}}
+        system.cluster.put(f"/apis/batch/v1/namespaces/{namespace}/cronjobs", job)
+    found = about_backups(system.preflight())
+    assert found["CronJob/elsewhere/etcd-backup"] == found[f"CronJob/{SYSTEM}/etcd-backup"] == ("warn", "suspended")
+    assert "CronJobs of other namespaces" not in found
+    system.cluster.extra["/apis/batch/v1/cronjobs"] = Reply(403, {"reason": "Forbidden", "message": "may not"})
+    run = system.preflight()
+    assert run.report["overall"] == "ready"
+    found = about_backups(run)
+    assert "CronJob/elsewhere/etcd-backup" not in found
+    assert found[f"CronJob/{SYSTEM}/etcd-backup"] == ("warn", "suspended")
+    assert found["CronJobs of other namespaces"][0] == "warn"
 
 
 # ------------------------------------------------------------------------------------------------------ the hourly run

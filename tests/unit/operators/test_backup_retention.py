@@ -171,9 +171,7 @@ def test_a_manifest_that_does_not_count_is_told_and_never_deleted(bucket: Backup
     assert finding["object"] == forged
 
 
-def test_a_note_or_a_manifest_that_does_not_count_is_no_reason_to_break_a_chain(
-    bucket: BackupBucket, dag: Any
-) -> None:
+def test_a_note_or_a_manifest_that_does_not_count_is_no_reason_to_break_a_chain(bucket: BackupBucket, dag: Any) -> None:
     """The account that uploads may write both, so one bad byte must not take the last verified chain away."""
     kept, full, other = bucket.add(1), bucket.add(401), bucket.add(395)
     link = bucket.add(400, "incremental", parent=full, verified=True)
