@@ -31,7 +31,7 @@ counts nowhere as a backup of the system, and retention keeps it for the 90 days
 | `wait_operation` | a scheduled backup lets a running operation end, for an hour at most; then it is made all the same, and the manifest says which operation was under way | nothing was written; start it again |
 | `wait_weaviate_backup` | Weaviate backs itself up into the staging bucket; waits for its turn, without a worker | there is no backup; the message has Weaviate's own reason |
 | `capture_…` | one source each: read, compressed, encrypted and stored in one stream | nothing of it is stored; a source that may be missing is *failed* in the manifest instead |
-| `release_staging` | takes Weaviate's files out of the staging bucket, whatever happened; descriptors of a good one stay | files in clear still lie there: clear it when the bucket answers again |
+| `release_staging` | takes Weaviate's files out of the staging bucket, whatever happened, once Weaviate's backup has ended or was cancelled; descriptors of a good one stay | files in clear still lie there: clear it when the bucket answers again; also when the report says that more may have come |
 | `record_manifest` | writes and signs the manifest | there is no backup; clear it when the cause is gone |
 | `verify_stored_files` | reads every file back and compares it, then leaves the signed note *checked* | the message names the damaged file; the backup does not count |
 | `report_operation` | JSON and HTML report | clear it: it only writes the report again |

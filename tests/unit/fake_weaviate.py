@@ -10,6 +10,7 @@ from tests.unit.hooks.fake_s3 import FakeS3
 from tests.unit.hooks.fake_servers import Received, Reply
 
 BACKUPS = "/v1/backups/s3"
+ENDS = ("SUCCESS", "FAILED", "CANCELED")
 
 
 class FakeWeaviate:
@@ -70,7 +71,11 @@ class FakeWeaviate:
 
 
 class BackedUpWeaviate(FakeWeaviate):
-    """It writes its backups into a staging bucket at once; ``refuse`` is why it does not, ``status`` how they end."""
+    """It writes its backups into a staging bucket at once; ``refuse`` is why it does not, ``status`` how they end.
+
+    With a status that is no end it writes no descriptor until it is cancelled, and then as late as Weaviate does: after it
+    was asked ``late`` times more. ``folder`` is its own path in the bucket, with a slash at the end.
+    """
 
     def __init__(self, staging: FakeS3) -> None:
         super().__init__()
@@ -78,34 +83,59 @@ class BackedUpWeaviate(FakeWeaviate):
         self.refuse = ""
         self.status = "SUCCESS"
         self.asked: list[dict[str, Any]] = []
+        self.folder = ""
+        self.down = self.keeps_on = False
+        self.cancelled: list[str] = []
+        self.late = 1
         self.collections = {"TelecomKnowledge": ["id-1", "id-2"]}
 
     def __call__(self, request: Received) -> Reply:
         if not request.path.startswith("/v1/backups"):
             return super().__call__(request)
+        if self.down:
+            return Reply(503, "")
+        if request.method == "DELETE":
+            return self.cancel(request.path.rpartition("/")[2])
         if request.method == "POST":
             if self.refuse:
                 return Reply(422, {"error": [{"message": self.refuse}]})
             self.asked.append(request.json)
             return Reply(200, self.back_up(request.json["id"], request.json.get("incremental_base_backup_id", "")))
         backup_id = request.path.rpartition("/")[2]
-        there = f"{backup_id}/backup_config.json" in self.staging.objects
-        return Reply(200, self.answer(backup_id)) if there else Reply(404, "")
+        there = f"{self.folder}{backup_id}/backup_config.json" in self.staging.objects
+        if backup_id in self.cancelled and not there:
+            self.late -= 1
+            if self.late < 0:
+                self.staging.put(f"{self.folder}{backup_id}/backup_config.json", b"{}")
+        at_work = backup_id in [asked["id"] for asked in self.asked] and self.status not in ENDS
+        known = there or at_work or backup_id in self.cancelled
+        return Reply(200, self.answer(backup_id)) if known else Reply(404, "")
+
+    def cancel(self, backup_id: str) -> Reply:
+        """End a backup, unless it ``keeps_on``."""
+        if self.keeps_on:
+            return Reply(500, "")
+        self.cancelled.append(backup_id)
+        self.status = "CANCELED"
+        return Reply(204)
 
     def back_up(self, backup_id: str, base_id: str) -> dict[str, Any]:
         names = list(self.collections)
         node = {"classes": [{"name": name, "chunks": {"1": []}} for name in names]}
         whole = {"status": self.status, "serverVersion": "1.39.0", "baseBackupId": base_id}
         files = {f"weaviate-0/{name}/chunk-1": f"vectors of {name}".encode() * 10 for name in names}
+        if self.status not in ENDS:
+            self.staging.put(f"{self.folder}{backup_id}/weaviate-0/{names[0]}/chunk-1", b"the first of many")
+            return self.answer(backup_id)
         files["weaviate-0/backup.json"] = json.dumps(node).encode()
         files["backup_config.json"] = json.dumps({**whole, "nodes": {"weaviate-0": {"classes": names}}}).encode()
         for name, content in files.items():
-            self.staging.put(f"{backup_id}/{name}", content)
+            self.staging.put(f"{self.folder}{backup_id}/{name}", content)
         return self.answer(backup_id)
 
     def answer(self, backup_id: str) -> dict[str, Any]:
         times = {"startedAt": "2026-11-23T10:00:00.5Z", "completedAt": "2026-11-23T10:00:02Z"}
-        path = f"s3://{self.staging.bucket}/{backup_id}"
-        error = "" if self.status == "SUCCESS" else "disk full"
+        path = f"s3://{self.staging.bucket}/{self.folder}{backup_id}"
+        error = "disk full" if self.status == "FAILED" else ""
         # Like 1.39 it does not say here what it was built on.
         return {"id": backup_id, "status": self.status, "path": path, "error": error, **times}

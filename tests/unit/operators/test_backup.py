@@ -128,7 +128,7 @@ def site(dags: dict[str, Any], keys: KeyMaker, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("NEPHORAN_REPORTS", str(tmp_path / "reports"))
     monkeypatch.setenv("AIRFLOW_CONN_OPENPGP_SIGNING", keys.signing_connection())
     staging, prometheus = FakeS3(data["backup"]["staging_bucket"]), FakePrometheus()
-    staging.may_delete = True
+    staging.may_delete, staging.versioned = True, False
     weaviate = BackedUpWeaviate(staging)
     clients: dict[str | None, Any] = {}
     new_client = ObjectStoreHook._client.func  # type: ignore[attr-defined]
