@@ -87,6 +87,8 @@ class BackedUpWeaviate(FakeWeaviate):
         self.down = self.keeps_on = False
         self.cancelled: list[str] = []
         self.late = 1
+        self.forgets: set[str] = set()
+        """Collections that it leaves out of its backups."""
         self.collections = {"TelecomKnowledge": ["id-1", "id-2"]}
 
     def __call__(self, request: Received) -> Reply:
@@ -120,7 +122,7 @@ class BackedUpWeaviate(FakeWeaviate):
         return Reply(204)
 
     def back_up(self, backup_id: str, base_id: str) -> dict[str, Any]:
-        names = list(self.collections)
+        names = [name for name in self.collections if name not in self.forgets]
         node = {"classes": [{"name": name, "chunks": {"1": []}} for name in names]}
         whole = {"status": self.status, "serverVersion": "1.39.0", "baseBackupId": base_id}
         files = {f"weaviate-0/{name}/chunk-1": f"vectors of {name}".encode() * 10 for name in names}

@@ -137,6 +137,7 @@ class WeaviateFiles(Source):
 
     :param prefix: where the backup lies in the bucket, with a slash at the end.
     :param live: gives the collections that exist once everything was read; None: they are not compared.
+    :param before: those that existed before it began: one that still exists must be in it.
     :param about: what else the manifest says of it.
     """
 
@@ -148,12 +149,14 @@ class WeaviateFiles(Source):
         prefix: str,
         *,
         live: Callable[[], Sequence[str]] | None = None,
+        before: Sequence[str] = (),
         about: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.staging = staging
         self.prefix = prefix
         self.live = live
+        self.before = before
         self.about = dict(about or {})
 
     def members(self) -> Iterator[Member]:
@@ -198,7 +201,10 @@ class WeaviateFiles(Source):
         if whole.get("baseBackupId"):
             self.facts["incremental"] = "yes"  # Weaviate 1.39 tells it in the descriptor alone
         if self.live is not None:
-            self.facts["collections_added_meanwhile"] = sorted(set(self.live()) - collections)
+            missing = set(self.live()) - collections
+            if lost := sorted(missing.intersection(self.before)):
+                raise self._incomplete(f"lacks the collections {', '.join(lost)}, which were there before it began")
+            self.facts["collections_added_meanwhile"] = sorted(missing)
 
     def _incomplete(self, problem: str) -> PermanentError:
         return PermanentError(

@@ -74,9 +74,10 @@ class CheckBackupOperator(BackupStep):
 
     Skips the steps of sources that this type of backup does not have, and all of them where a procedure needs no backup
     before its change. Returns ``{"backup_id", "type", "reason", "parent", "chain", "base_id", "no_base", "cluster",
-    "recipients", "expiring", "object_lock", "digest_key_id"}``: ``chain`` has the ids of all links before this one,
-    ``base_id`` is what Weaviate builds on, ``no_base`` why it does not. Changes nothing. Safe to repeat: yes; of a run
-    that was cleared after its backup was made it returns what the manifest says, and the steps go on from that.
+    "recipients", "expiring", "object_lock", "digest_key_id", "collections"}``: ``chain`` has the ids of all links before
+    this one, ``base_id`` is what Weaviate builds on, ``no_base`` why it does not, ``collections`` what Weaviate had before it
+    began. Changes nothing. Safe to repeat: yes; of a run that was cleared after its backup was made it returns what the
+    manifest says, and the steps go on from that.
     """
 
     def act(self, context: Context) -> Any:
@@ -125,6 +126,7 @@ class CheckBackupOperator(BackupStep):
             "expiring": {name: end.isoformat() for name, end in ending.items()},
             "object_lock": manifest.object_lock,
             "digest_key_id": manifest.digest_key_id,
+            "collections": [],
         }
 
     def looked(self, context: Context) -> dict[str, Any]:
@@ -166,6 +168,7 @@ class CheckBackupOperator(BackupStep):
                 "expiring": {name: end.isoformat() for name, end in ending.items()},
                 "object_lock": session.backups.store.object_lock(),
                 "digest_key_id": session.digest_key_id,
+                "collections": [str(found["class"]) for found in self.weaviate().schema()] if with_weaviate else [],
             }
         if with_weaviate:
             self.staging().refuse_versions()

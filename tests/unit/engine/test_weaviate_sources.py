@@ -266,6 +266,13 @@ def test_tells_which_collections_were_added_meanwhile(staging: StagingBucket) ->
     assert source.outcome.facts["incremental"] == "yes"
 
 
+def test_a_collection_of_before_that_is_not_in_it_fails_the_source(staging: StagingBucket) -> None:
+    source = WeaviateFiles(staging, PREFIX, live=lambda: ["A", "B", "C", "New"], before=["A", "C", "Deleted"])
+    with pytest.raises(MaintenanceError, match="lacks the collections C, which") as caught:
+        read(source)
+    assert (caught.value.reference, source.outcome.state) == ("weaviate-backup-incomplete", "failed")
+
+
 def test_clearing_leaves_the_descriptors_and_other_backups(staging: StagingBucket, bucket: FakeBucket) -> None:
     assert staging.clear(PREFIX) == 4
     assert sorted(bucket.objects) == [

@@ -292,6 +292,29 @@ def test_a_collection_that_is_added_during_the_backup_is_named_in_manifest_and_r
     assert "AddedMeanwhile" in found["observed"]
 
 
+def test_a_collection_that_weaviate_leaves_out_is_no_backup(site: Site) -> None:
+    site.weaviate.collections["Forgotten"] = ["id-3"]
+    site.weaviate.forgets = {"Forgotten"}
+    run = site.backup(type="full")
+    assert "[weaviate-backup-incomplete]" in run.error("capture_weaviate")
+    assert "lacks the collections Forgotten" in run.error("capture_weaviate")
+    assert (manifests(site), site.staging.objects) == ([], {})
+
+
+def test_a_collection_that_is_deleted_meanwhile_is_missed_by_nobody(site: Site) -> None:
+    site.weaviate.collections["Deleted"] = ["id-3"]
+
+    def later(step: Any, context: Any) -> Any:
+        site.weaviate.collections.pop("Deleted", None)
+        step = copy.copy(step)
+        step.render_template_fields(context)
+        return step.execute(context)
+
+    run = site.backup(type="full", replaced={"wait_weaviate_backup": later})
+    assert run.failed() == []
+    assert facts_of(site, run, "weaviate")["collections_added_meanwhile"] == []
+
+
 def test_two_at_once_take_nothing_from_each_other(site: Site) -> None:
     """The second begins and ends while the first one's files of Weaviate lie in staging."""
     inner: list[DagRunner] = []
