@@ -40,7 +40,7 @@ counts nowhere as a backup of the system, and retention keeps it for the 90 days
 | source | what | must be there |
 |---|---|---|
 | `kubernetes_objects` | every object of the system's namespaces, all custom resources and definitions, access rules; of an incremental one what was added or changed, and the names of what was deleted | yes |
-| `weaviate` | the files of Weaviate's own backup, all collections | yes |
+| `weaviate` | the files of Weaviate's own backup, all collections; of tenants those that Weaviate takes in, and the report names the others: offloaded ones, and before 1.37 inactive ones | yes |
 | `weaviate_facts` | version, nodes, schema, counts, known items, how much is found by vector | yes |
 | `knowledge_base` | files on the volumes that the profile names, out of a pod that has them or by a helper pod; only in a full one | once the profile names any |
 | `prometheus` | a snapshot, its blocks of the last day, where the profile names the pod; else that day by range queries, a sample a minute; only in a full one | no |

@@ -20,6 +20,7 @@ class FakeWeaviate:
         self.collections: dict[str, list[str]] = {}
         self.lost: set[str] = set()
         self.tenants: set[str] = set()
+        self.tenant_states: dict[str, dict[str, str]] = {}
         self.named_vectors: set[str] = set()
         self.without_vectors: set[str] = set()
         self.search_limit = 10_000
@@ -39,6 +40,9 @@ class FakeWeaviate:
                 self.collections[self.add_meanwhile] = []
                 self.add_meanwhile = ""
             return Reply(200, {"classes": classes})
+        if request.path.startswith("/v1/schema/"):
+            states = self.tenant_states.get(request.path.split("/")[3], {})
+            return Reply(200, [{"name": name, "activityStatus": state} for name, state in states.items()])
         if request.path == "/v1/objects":
             name = request.query["class"]
             ids = self.collections[name][: int(request.query["limit"])]
@@ -123,7 +127,16 @@ class BackedUpWeaviate(FakeWeaviate):
 
     def back_up(self, backup_id: str, base_id: str) -> dict[str, Any]:
         names = [name for name in self.collections if name not in self.forgets]
-        node = {"classes": [{"name": name, "chunks": {"1": []}} for name in names]}
+        active = {
+            name: [tenant for tenant, state in self.tenant_states.get(name, {}).items() if state == "ACTIVE"]
+            for name in names
+        }
+        node = {
+            "classes": [
+                {"name": name, "shards": [{"name": tenant} for tenant in active[name]], "chunks": {"1": active[name]}}
+                for name in names
+            ]
+        }
         whole = {"status": self.status, "serverVersion": "1.39.0", "baseBackupId": base_id}
         files = {f"weaviate-0/{name}/chunk-1": f"vectors of {name}".encode() * 10 for name in names}
         if self.status not in ENDS:

@@ -56,6 +56,7 @@ from nephoran_maintenance.sensors.weaviate_backup import WeaviateBackupSensor
 from nephoran_maintenance.settings import VERSION
 from nephoran_maintenance.triggers.weaviate_backup import WeaviateEndTrigger
 
+TENANTS_SHOWN = 20
 BACKEND = "s3"
 """Weaviate's word for the module that writes its backups."""
 LONGEST_END = timedelta(minutes=10)
@@ -623,9 +624,24 @@ class ReportBackupOperator(ReportOperator, BackupStep):
             if kind := source.facts.get("kind"):
                 why = source.facts.get("reason")
                 observed += f", {kind}{f' because {why}' if why else ''}"
+            missing: list[str] = []
+            hints: list[str] = []
             if added := source.facts.get("collections_added_meanwhile"):
-                seen = f"{observed}; not in it: {', '.join(added)}, added while it was made"
-                return Finding("sources", "warn", source.name, seen, "captured", "The next backup has them.")
+                missing.append(f"{', '.join(added)}, added while it was made")
+                hints.append("The next backup has them.")
+            for collection, found in source.facts.get("tenants_left_out", {}).items():
+                names = ", ".join(found["names"][:TENANTS_SHOWN])
+                states = ", ".join(f"{count} {state}" for state, count in sorted(found["states"].items()))
+                more = ", …" if found["count"] > TENANTS_SHOWN else ""
+                missing.append(f"{found['count']} tenants of {collection} ({states}): {names}{more}")
+            if source.facts.get("tenants_left_out"):
+                hints.append(
+                    "Activate the tenants and make a backup: Weaviate before 1.37 takes in active ones alone, and none "
+                    "takes in what is offloaded."
+                )
+            if missing:
+                seen = f"{observed}; not in it: {'; '.join(missing)}"
+                return Finding("sources", "warn", source.name, seen, "captured", " ".join(hints))
             return Finding("sources", "pass", source.name, observed, "captured")
         severity: Severity = "block" if source.required else "warn"
         return Finding(

@@ -315,6 +315,22 @@ def test_a_collection_that_is_deleted_meanwhile_is_missed_by_nobody(site: Site) 
     assert facts_of(site, run, "weaviate")["collections_added_meanwhile"] == []
 
 
+def test_tenants_that_weaviate_leaves_out_are_named_in_manifest_and_report(site: Site) -> None:
+    site.weaviate.collections["Customers"] = []
+    site.weaviate.tenants = {"Customers"}
+    states = {f"tenant-{number:02}": "INACTIVE" for number in range(30)}
+    site.weaviate.tenant_states["Customers"] = {**states, "at-work": "ACTIVE", "far-away": "OFFLOADED"}
+    run = site.backup(type="full")
+    assert run.failed() == []
+    left_out = facts_of(site, run, "weaviate")["tenants_left_out"]["Customers"]
+    assert (left_out["count"], left_out["states"]) == (31, {"INACTIVE": 30, "OFFLOADED": 1})
+    assert left_out["names"] == sorted([*states, "far-away"])
+    (found,) = [found for found in run.report["findings"] if found["object"] == "weaviate"]
+    assert found["severity"] == "warn"
+    assert "31 tenants of Customers (30 INACTIVE, 1 OFFLOADED): far-away, tenant-00" in found["observed"]
+    assert "at-work" not in found["observed"]
+
+
 def test_two_at_once_take_nothing_from_each_other(site: Site) -> None:
     """The second begins and ends while the first one's files of Weaviate lie in staging."""
     inner: list[DagRunner] = []
