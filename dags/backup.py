@@ -28,7 +28,7 @@ counts nowhere as a backup of the system, and retention keeps it for the 90 days
 | step | meaning | if it fails |
 |---|---|---|
 | `check_request` | parameters, recipients' keys, signing key, buckets, cluster and Weaviate; chooses type and parent; skips what the type does not have | nothing was written; correct what the message names |
-| `wait_operation` | a scheduled backup lets a running operation end, for an hour at most; then it is made all the same, and the manifest says which operation was under way | nothing was written; start it again |
+| `wait_operation` | a scheduled backup lets a running operation end, for an hour at most; then it is made all the same. The manifest says which operations were under way at any time of the backup | nothing was written; start it again |
 | `wait_weaviate_backup` | Weaviate backs itself up into the staging bucket; waits for its turn, without a worker | there is no backup; the message has Weaviate's own reason |
 | `capture_…` | one source each: read, compressed, encrypted and stored in one stream | nothing of it is stored; a source that may be missing is *failed* in the manifest instead |
 | `release_staging` | takes Weaviate's files out of the staging bucket, whatever happened, once Weaviate's backup has ended or was cancelled; descriptors of a good one stay | files in clear still lie there: clear it when the bucket answers again; also when the report says that more may have come |

@@ -498,7 +498,7 @@ class RecordManifestOperator(BackupStep):
             tag=request.tag,
             keeping=request.keeping,
             operation_id=operation_of(context),
-            operation_under_way=pull(context, self.sibling(WAIT_OPERATION)) or self.other_operation(context),
+            operation_under_way=self.operations(context, min(source.started_at for source in sources)),
             system=profile.metadata.name,
             cluster=Cluster.model_validate(checked["cluster"]),
             started_at=min(source.started_at for source in sources),
@@ -513,6 +513,15 @@ class RecordManifestOperator(BackupStep):
             tool_version=VERSION,
         )
         return manifest, session.backups.write_manifest(manifest, session.signing)
+
+    def operations(self, context: Context, began_at: datetime) -> str | None:
+        """Return which operations were under way at any time of the backup: what is in it may be of halfway through a change.
+
+        Two looks at the lease miss one that begins and ends between them; its journal does not.
+        """
+        found = {pull(context, self.sibling(WAIT_OPERATION)), self.other_operation(context)}
+        found |= {*self.journals().open_since(began_at)}
+        return ", ".join(sorted(found - {None, operation_of(context)})) or None
 
     def missing(self, sources: tuple[Source, ...], expected: list[str]) -> list[Source]:
         """Return sources that must be there and left no result at all."""
