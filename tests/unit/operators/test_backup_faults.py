@@ -29,8 +29,9 @@ from nephoran_maintenance.hooks.object_store import ObjectStoreHook
 from nephoran_maintenance.hooks.openpgp import memory_folder
 from nephoran_maintenance.hooks.weaviate_api import WeaviateHook
 from nephoran_maintenance.operators.backup_step import BackupStep
+from nephoran_maintenance.operators.base import operation_of
 from tests.unit.dag_runner import DagRunner, TaskInstance
-from tests.unit.hooks.fake_servers import Received, Reply
+from tests.unit.hooks.fake_servers import Received, Reply, connection_json, serving
 from tests.unit.hooks.test_object_listing import BUSY, Clock
 from tests.unit.operators import test_backup
 from tests.unit.operators.test_backup import CANARY, SYSTEM, Site, facts_of, id_of
@@ -329,6 +330,23 @@ def test_tenants_that_weaviate_leaves_out_are_named_in_manifest_and_report(site:
     assert found["severity"] == "warn"
     assert "31 tenants of Customers (30 INACTIVE, 1 OFFLOADED): far-away, tenant-00" in found["observed"]
     assert "at-work" not in found["observed"]
+
+
+def test_a_backup_that_fails_sends_an_alert(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.edit_profile(lambda data: data["connections"].update(alerts="alerts"))
+    with serving(lambda request: Reply(200, {})) as receiver:
+        connection = connection_json(conn_type="http", host=f"{receiver.url}/hook", password="token-of-the-receiver")
+        monkeypatch.setenv("AIRFLOW_CONN_ALERTS", connection)
+        site.weaviate.status = "FAILED"
+        run = site.backup(type="full")
+        assert run.states["verify_outcome"] == "failed"
+        step = run.dag.get_task("verify_outcome")
+        (callback,) = step.on_failure_callback
+        callback(run.context(step, TaskInstance(run, step)))
+        (request,) = receiver.received
+    assert f"Backup of nephoran failed ({operation_of(run.context(step, TaskInstance(run, step)))})" in request.json["text"]
+    assert "[weaviate-backup-failed]" in request.json["text"]
+    assert run.report["report_url"] in request.json["text"]
 
 
 def test_two_at_once_take_nothing_from_each_other(site: Site) -> None:
