@@ -344,7 +344,10 @@ def test_a_backup_that_fails_sends_an_alert(site: Site, monkeypatch: pytest.Monk
         (callback,) = step.on_failure_callback
         callback(run.context(step, TaskInstance(run, step)))
         (request,) = receiver.received
-    assert f"Backup of nephoran failed ({operation_of(run.context(step, TaskInstance(run, step)))})" in request.json["text"]
+    assert (
+        f"Backup of nephoran failed ({operation_of(run.context(step, TaskInstance(run, step)))})"
+        in request.json["text"]
+    )
     assert "[weaviate-backup-failed]" in request.json["text"]
     assert run.report["report_url"] in request.json["text"]
 
