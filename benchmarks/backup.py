@@ -8,7 +8,7 @@ task loads, from the first byte read to the signed manifest; the read-back follo
     BENCH_ROUNDS=3 BENCH_SCALE=1 python -m benchmarks.backup
 
 ``BENCH_SCALE=0.1`` takes a tenth of the data. A further run of ours under strace tells which files were opened for
-writing, and whether anything in clear went into one: what is in every file of the data.
+writing, and how much went into them: as nothing of ours has to be in a file on a disk, every byte counts as one in clear.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import secrets
 import shutil
 import statistics
@@ -38,6 +37,7 @@ from benchmarks.pipeline import (
     task,
 )
 from benchmarks.results_file import publish
+from benchmarks.written_files import bytes_on_disk, lines_of, traced, written_files
 from lab.failure import LabError
 from lab.progress import Progress
 
@@ -45,7 +45,6 @@ FOLDER = PROJECT / ".lab" / "bench-backup"
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 SCALE = float(os.environ.get("BENCH_SCALE", "1"))
 MIB = 2**20
-LONGEST_WRITE_BYTES = 2**18
 CANARY = b"canary-of-the-benchmark"
 
 
@@ -192,61 +191,26 @@ WAYS: dict[str, Callable[[Path, Environment], Figures]] = {
 
 
 def traced_writes(data: Path, environment: Environment) -> Figures:
-    """Run ours once more under strace with a part of the data, and return what of its text went into files.
+    """Run ours once more under strace, with all of the data, and return what went into files on a disk.
 
-    Returns ``plaintext_bytes_on_disk``: how much the calls wrote that hold the canary, and the size of the files that hold
-    it afterwards; and ``files_written_on_disk``: how many files outside of memory-backed folders were opened for writing,
-    also those that were taken away again. gpg's home is in memory and not counted.
+    Returns ``plaintext_bytes_on_disk``: all bytes that were written into files outside of memory-backed folders, whatever they
+    are, also those that were taken away again; none of ours has to be there. gpg's home is in memory and not counted. And
+    ``files_written_on_disk``: how many files were opened for writing.
     """
-    small = FOLDER / "small-data"
-    shutil.copytree(data / "small" / "00", small)
     trace = FOLDER / "trace"
-    calls = "openat,open,creat,write,pwrite64,writev,pwritev,pwritev2"
-    whole = str(LONGEST_WRITE_BYTES)
-    command = [
-        "strace",
-        "-ff",
-        "-qq",
-        "-y",
-        "-s",
-        whole,
-        "-e",
-        f"trace={calls}",
-        "-o",
-        str(trace),
-        sys.executable,
-        "-m",
-    ]
     subprocess.run(
-        [*command, "benchmarks.task", "files", str(small)],
+        traced(trace, [sys.executable, "-m", "benchmarks.task", "files", str(data)]),
         env={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
         cwd=PROJECT,
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    plaintext, opened = 0, set()
-    lines = (line for path in FOLDER.glob("trace.*") for line in path.read_text("utf-8").splitlines())
-    for line in lines:
-        if written := WRITTEN.match(line):
-            plaintext += int(written["size"]) * (on_disk(written["name"]) and CANARY.decode() in written["content"])
-        elif (found := OPENED.match(line)) and on_disk(found["name"]):
-            opened.add(found["name"])
-    plaintext += sum(
-        path.stat().st_size for path in map(Path, opened) if path.is_file() and CANARY in path.read_bytes()
-    )
+    files = written_files(lines_of(trace))
     return {
-        "plaintext_bytes_on_disk": plaintext,
-        "files_written_on_disk": len(opened),
-        "names_written": sorted(opened)[:20],
+        "plaintext_bytes_on_disk": bytes_on_disk(files),
+        "files_written_on_disk": len(files),
+        "names_written": sorted(files)[:20],
     }
-
-
-WRITTEN = re.compile(r"p?writev?(?:64|2)?\(\d+<(?P<name>[^>]+)>, (?P<content>.*) = (?P<size>\d+)$")
-OPENED = re.compile(r"(?:openat|open|creat)\(.*O_(?:WRONLY|RDWR).* = \d+<(?P<name>[^>]+)>$")
-
-
-def on_disk(name: str) -> bool:
-    return name.startswith("/") and not name.startswith(("/dev/", "/proc/", "/sys/"))
 
 
 if __name__ == "__main__":

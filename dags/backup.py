@@ -28,10 +28,10 @@ counts nowhere as a backup of the system, and retention keeps it for the 90 days
 | step | meaning | if it fails |
 |---|---|---|
 | `check_request` | parameters, recipients' keys, signing key, buckets, cluster and Weaviate; chooses type and parent; skips what the type does not have | nothing was written; correct what the message names |
-| `wait_operation` | a scheduled backup lets a running operation end, for an hour at most; then it is made all the same, and the manifest says which operation was under way | nothing was written; start it again |
+| `wait_operation` | a scheduled backup lets a running operation end, for an hour at most; then it is made all the same. The manifest says which operations were under way at any time of the backup | nothing was written; start it again |
 | `wait_weaviate_backup` | Weaviate backs itself up into the staging bucket; waits for its turn, without a worker | there is no backup; the message has Weaviate's own reason |
 | `capture_…` | one source each: read, compressed, encrypted and stored in one stream | nothing of it is stored; a source that may be missing is *failed* in the manifest instead |
-| `release_staging` | takes Weaviate's files out of the staging bucket, whatever happened; descriptors of a good one stay | files in clear still lie there: clear it when the bucket answers again |
+| `release_staging` | takes Weaviate's files out of the staging bucket, whatever happened, once Weaviate's backup has ended or was cancelled; descriptors of a good one stay | files in clear still lie there: clear it when the bucket answers again; also when the report says that more may have come |
 | `record_manifest` | writes and signs the manifest | there is no backup; clear it when the cause is gone |
 | `verify_stored_files` | reads every file back and compares it, then leaves the signed note *checked* | the message names the damaged file; the backup does not count |
 | `report_operation` | JSON and HTML report | clear it: it only writes the report again |
@@ -40,7 +40,7 @@ counts nowhere as a backup of the system, and retention keeps it for the 90 days
 | source | what | must be there |
 |---|---|---|
 | `kubernetes_objects` | every object of the system's namespaces, all custom resources and definitions, access rules; of an incremental one what was added or changed, and the names of what was deleted | yes |
-| `weaviate` | the files of Weaviate's own backup, all collections | yes |
+| `weaviate` | the files of Weaviate's own backup, all collections; of tenants those that Weaviate takes in, and the report names the others: offloaded ones, and before 1.37 inactive ones | yes |
 | `weaviate_facts` | version, nodes, schema, counts, known items, how much is found by vector | yes |
 | `knowledge_base` | files on the volumes that the profile names, out of a pod that has them or by a helper pod; only in a full one | once the profile names any |
 | `prometheus` | a snapshot, its blocks of the last day, where the profile names the pod; else that day by range queries, a sample a minute; only in a full one | no |

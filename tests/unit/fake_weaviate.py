@@ -10,6 +10,7 @@ from tests.unit.hooks.fake_s3 import FakeS3
 from tests.unit.hooks.fake_servers import Received, Reply
 
 BACKUPS = "/v1/backups/s3"
+ENDS = ("SUCCESS", "FAILED", "CANCELED")
 
 
 class FakeWeaviate:
@@ -19,6 +20,7 @@ class FakeWeaviate:
         self.collections: dict[str, list[str]] = {}
         self.lost: set[str] = set()
         self.tenants: set[str] = set()
+        self.tenant_states: dict[str, dict[str, str]] = {}
         self.named_vectors: set[str] = set()
         self.without_vectors: set[str] = set()
         self.search_limit = 10_000
@@ -38,6 +40,9 @@ class FakeWeaviate:
                 self.collections[self.add_meanwhile] = []
                 self.add_meanwhile = ""
             return Reply(200, {"classes": classes})
+        if request.path.startswith("/v1/schema/"):
+            states = self.tenant_states.get(request.path.split("/")[3], {})
+            return Reply(200, [{"name": name, "activityStatus": state} for name, state in states.items()])
         if request.path == "/v1/objects":
             name = request.query["class"]
             ids = self.collections[name][: int(request.query["limit"])]
@@ -70,48 +75,90 @@ class FakeWeaviate:
 
 
 class BackedUpWeaviate(FakeWeaviate):
-    """It writes its backups into a staging bucket at once; ``refuse`` is why it does not, ``reasons`` why the next ones fail."""
+    """It writes its backups into a staging bucket at once; ``refuse`` is why it does not, ``status`` how they end, ``reasons``
+    why the next ones fail.
+
+    With a status that is no end it writes no descriptor until it is cancelled, and then as late as Weaviate does: after it
+    was asked ``late`` times more. ``folder`` is its own path in the bucket, with a slash at the end.
+    """
 
     def __init__(self, staging: FakeS3) -> None:
         super().__init__()
         self.staging = staging
         self.refuse = ""
+        self.status = "SUCCESS"
         self.reasons: list[str] = []
         self.failed: dict[str, str] = {}
         """Why those have failed that did, by id."""
         self.asked: list[dict[str, Any]] = []
+        self.folder = ""
+        self.down = self.keeps_on = False
+        self.cancelled: list[str] = []
+        self.late = 1
+        self.forgets: set[str] = set()
+        """Collections that it leaves out of its backups."""
         self.collections = {"TelecomKnowledge": ["id-1", "id-2"]}
 
     def __call__(self, request: Received) -> Reply:
         if not request.path.startswith("/v1/backups"):
             return super().__call__(request)
+        if self.down:
+            return Reply(503, "")
+        if request.method == "DELETE":
+            return self.cancel(request.path.rpartition("/")[2])
         if request.method == "POST":
             if self.refuse:
                 return Reply(422, {"error": [{"message": self.refuse}]})
             self.asked.append(request.json)
             return Reply(200, self.back_up(request.json["id"], request.json.get("incremental_base_backup_id", "")))
         backup_id = request.path.rpartition("/")[2]
-        there = f"{backup_id}/backup_config.json" in self.staging.objects
-        return Reply(200, self.answer(backup_id)) if there else Reply(404, "")
+        there = f"{self.folder}{backup_id}/backup_config.json" in self.staging.objects
+        if backup_id in self.cancelled and not there:
+            self.late -= 1
+            if self.late < 0:
+                self.staging.put(f"{self.folder}{backup_id}/backup_config.json", b"{}")
+        at_work = backup_id in [asked["id"] for asked in self.asked] and self.status not in ENDS
+        known = there or at_work or backup_id in self.cancelled
+        return Reply(200, self.answer(backup_id)) if known else Reply(404, "")
+
+    def cancel(self, backup_id: str) -> Reply:
+        """End a backup, unless it ``keeps_on``."""
+        if self.keeps_on:
+            return Reply(500, "")
+        self.cancelled.append(backup_id)
+        self.status = "CANCELED"
+        return Reply(204)
 
     def back_up(self, backup_id: str, base_id: str) -> dict[str, Any]:
-        names = list(self.collections)
+        names = [name for name in self.collections if name not in self.forgets]
         self.failed.pop(backup_id, None)
         if self.reasons:
             self.failed[backup_id] = self.reasons.pop(0)
-        node = {"classes": [{"name": name, "chunks": {"1": []}} for name in names]}
+        active = {
+            name: [tenant for tenant, state in self.tenant_states.get(name, {}).items() if state == "ACTIVE"]
+            for name in names
+        }
+        node = {
+            "classes": [
+                {"name": name, "shards": [{"name": tenant} for tenant in active[name]], "chunks": {"1": active[name]}}
+                for name in names
+            ]
+        }
         whole = {"status": self.answer(backup_id)["status"], "serverVersion": "1.39.0", "baseBackupId": base_id}
         files = {f"weaviate-0/{name}/chunk-1": f"vectors of {name}".encode() * 10 for name in names}
+        if self.status not in ENDS:
+            self.staging.put(f"{self.folder}{backup_id}/weaviate-0/{names[0]}/chunk-1", b"the first of many")
+            return self.answer(backup_id)
         files["weaviate-0/backup.json"] = json.dumps(node).encode()
         files["backup_config.json"] = json.dumps({**whole, "nodes": {"weaviate-0": {"classes": names}}}).encode()
         for name, content in files.items():
-            self.staging.put(f"{backup_id}/{name}", content)
+            self.staging.put(f"{self.folder}{backup_id}/{name}", content)
         return self.answer(backup_id)
 
     def answer(self, backup_id: str) -> dict[str, Any]:
         times = {"startedAt": "2026-11-23T10:00:00.5Z", "completedAt": "2026-11-23T10:00:02Z"}
-        path = f"s3://{self.staging.bucket}/{backup_id}"
-        error = self.failed.get(backup_id, "")
-        status = "FAILED" if error else "SUCCESS"
+        path = f"s3://{self.staging.bucket}/{self.folder}{backup_id}"
+        error = self.failed.get(backup_id, "") or ("disk full" if self.status == "FAILED" else "")
+        status = "FAILED" if error else self.status
         # Like 1.39 it does not say here what it was built on.
         return {"id": backup_id, "status": status, "path": path, "error": error, **times}

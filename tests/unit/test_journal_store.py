@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nephoran_maintenance.domain.journal import Journal, JournalEntry, Workload
+from nephoran_maintenance.domain.journal import STATE_LABEL, Journal, JournalEntry, Workload
 from nephoran_maintenance.errors import PermanentError, TransientError, UnknownStateError
 from nephoran_maintenance.hooks.cluster import ClusterHook
 from nephoran_maintenance.hooks.journal_store import CONFLICT_TRIES, OPEN_JOURNALS, JournalStore
@@ -200,3 +200,17 @@ def test_systems_that_share_the_namespace_do_not_see_each_others_operations(lab:
     ours = JournalStore(lab.store.cluster, NAMESPACE, "nephoran")
     assert sorted(ours.open_operations()) == ["damaged", "our-own"], "one that can't be read bars everybody"
     assert sorted(lab.store.open_operations()) == ["damaged", "foreign", "our-own"]
+
+
+def test_tells_what_was_open_at_any_time_since_a_moment(lab: Lab) -> None:
+    for name, closed in {"ended-before": 5.0, "ended-after": 15.0, "open": None}.items():
+        made = journal(name)
+        lab.store.create(made if closed is None else made.closed("succeeded", at(closed)))
+    lab.cluster.put(PATH, unreadable("unreadable-open", "open"))
+    lab.cluster.put(PATH, unreadable("unreadable-closed", "closed"))
+    assert lab.store.open_since(at(10)) == ["ended-after", "open", "unreadable-open"]
+
+
+def unreadable(name: str, state: str) -> dict[str, Any]:
+    labels = {**OPEN_JOURNALS, STATE_LABEL: state}
+    return {"kind": "ConfigMap", "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}, "data": {}}

@@ -131,6 +131,10 @@ class Journal(BaseModel):
         """Return the components that may have been changed, in the order of the changes."""
         return list(dict.fromkeys(entry.component for entry in self.entries if entry.step in BEGUN))
 
+    def was_open_since(self, moment: datetime) -> bool:
+        """Return whether the operation was under way at a moment, or at any time after it."""
+        return self.state == "open" or (self.closed_at is not None and self.closed_at >= moment)
+
     def to_roll_back(self) -> list[str]:
         """Return the components that a rollback concerns, in reverse order. What was not begun is not in it."""
         return list(reversed(self.begun()))

@@ -124,6 +124,7 @@ class Manifest(Section):
     keeping: KeepingClass = "daily"
     operation_id: str
     operation_under_way: str | None = None
+    """All that were at any time of the backup, with commas between them."""
     system: str
     cluster: Cluster
     started_at: AwareDatetime

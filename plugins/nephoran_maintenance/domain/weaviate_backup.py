@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -22,6 +23,8 @@ CANCELLED = ("CANCELED", "CANCELLED")
 INCREMENTAL_SINCE = Version("1.37")
 REINDEXING = "runtime-reindex in flight"
 """Words of 1.39 for one reason alone: it rebuilds an index, or, soon after a restart, can't tell yet whether it does."""
+TENANTS_NAMED = 1000
+"""There may be a million; a manifest has the count of all and the names of so many."""
 BACKUP_ID = re.compile(r"[a-z0-9_-]{1,128}")
 
 
@@ -165,6 +168,35 @@ def chunks_of(node: str, descriptor: Mapping[str, Any]) -> list[str]:
         for collection in descriptor.get("classes") or ()
         for number in collection.get("chunks") or ()
     ]
+
+
+def shards_in(descriptor: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Return by collection the shards that a node's descriptor says it has backed up; each tenant is one."""
+    found: dict[str, set[str]] = {}
+    for collection in descriptor.get("classes") or ():
+        names = found.setdefault(str(collection["name"]), set())
+        names.update(str(shard["name"]) for shard in collection.get("shards") or ())
+        names.update(str(name) for chunk in (collection.get("chunks") or {}).values() for name in chunk or ())
+    return found
+
+
+def tenants_left_out(
+    tenants: Mapping[str, Mapping[str, str]], shards: Mapping[str, set[str]]
+) -> dict[str, dict[str, Any]]:
+    """Return by collection how many tenants are not in a backup, in which states, and the names of the first of them.
+
+    Weaviate passes over offloaded tenants, and before 1.37 over inactive ones, and says so nowhere. What its descriptors do
+    not name is not in it, whatever the state of the tenant is now.
+
+    :param tenants: by collection, the state of each tenant.
+    :param shards: by collection, what the descriptors of all nodes name.
+    """
+    found = {}
+    for collection, states in sorted(tenants.items()):
+        if missing := sorted(set(states) - shards.get(collection, set())):
+            counted = Counter(states[name] or "unknown" for name in missing)
+            found[collection] = {"count": len(missing), "states": dict(counted), "names": missing[:TENANTS_NAMED]}
+    return found
 
 
 def is_final(status: str) -> bool:

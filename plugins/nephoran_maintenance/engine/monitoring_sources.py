@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Protocol
+from urllib.parse import quote
 
 from nephoran_maintenance.domain.capture import Listing, Served, applicable
 from nephoran_maintenance.domain.members import Member
@@ -39,7 +40,14 @@ RECORD = "tsdb_snapshot"
 NO_POD = "the profile names no pod of Prometheus (backup.prometheus)"
 NO_SNAPSHOT = ("prometheus-admin-off", "folder-unreachable", "cluster-forbidden")
 """Errors that mean that there is no way to a snapshot here: then the metrics are asked for."""
-METRIC = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+LONGEST_FOLDER = 200
+"""Of the name of a metric in the archive: most file systems take 255 bytes."""
+
+
+def folder_of_metric(name: str) -> str:
+    """Return a metric's name as that of a folder, percent-encoded but for letters, digits and ``_:.-~``."""
+    folder = quote(name, safe=":")
+    return folder if folder.strip(".") else folder.replace(".", "%2E")
 
 
 class GrafanaDashboards(Source):
@@ -109,23 +117,30 @@ class PrometheusExport(Source):
 
     def members(self) -> Iterator[Member]:
         names: set[str] = set()
+        left_out: set[str] = set()
         size_bytes = files = 0
         start = self.end - self.duration
         while start < self.end:
             # Both ends of a range are in it: the next part begins one step later.
             last = min(start + self.part - self.step, self.end)
-            found = [name for name in self.prometheus.metric_names(start, last) if METRIC.fullmatch(name)]
-            names.update(found)
-            for name in found:
-                content = self.prometheus.export_range(f'{{__name__="{name}"}}', start, last, self.step)
+            for name in self.prometheus.metric_names(start, last):
+                folder = folder_of_metric(name)
+                if len(folder) > LONGEST_FOLDER:
+                    left_out.add(name)
+                    continue
+                names.add(name)
+                # JSON escapes a string as PromQL does; Prometheus 3 takes any name in this place.
+                selector = f"{{__name__={json.dumps(name, ensure_ascii=False)}}}"
+                content = self.prometheus.export_range(selector, start, last, self.step)
                 files += 1
                 size_bytes += len(content)
-                yield member_of(f"prometheus/export/{name}/{start:%Y%m%dT%H%M%SZ}.json", content)
+                yield member_of(f"prometheus/export/{folder}/{start:%Y%m%dT%H%M%SZ}.json", content)
             start += self.part
         self.facts = {
             "kind": self.kind,
             "reason": self.reason,
             "metrics": len(names),
+            "metrics_left_out": sorted(left_out),
             "files": files,
             "bytes": size_bytes,
             "from": (self.end - self.duration).isoformat(),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nephoran_maintenance.domain.members import Member
-from nephoran_maintenance.domain.weaviate_backup import chunks_of
+from nephoran_maintenance.domain.weaviate_backup import chunks_of, shards_in, tenants_left_out
 from nephoran_maintenance.engine.sources import Source, json_member, member_of
 from nephoran_maintenance.errors import MaintenanceError, PermanentError
 from nephoran_maintenance.hooks.staging import StagedFile, StagingBucket
@@ -132,11 +132,19 @@ def _vectors_of(found: Mapping[str, Any]) -> dict[str, Sequence[float]]:
     return {**({"": found["vector"]} if found.get("vector") else {}), **named}
 
 
+def tenants_of(weaviate: WeaviateHook) -> dict[str, dict[str, str]]:
+    """Return by collection the state of each tenant; collections without tenants are left out."""
+    definitions = [found for found in weaviate.schema() if (found.get("multiTenancyConfig") or {}).get("enabled")]
+    return {str(found["class"]): weaviate.tenants(str(found["class"])) for found in definitions}
+
+
 class WeaviateFiles(Source):
     """The files of a finished backup of Weaviate, streamed out of the staging bucket.
 
     :param prefix: where the backup lies in the bucket, with a slash at the end.
     :param live: gives the collections that exist once everything was read; None: they are not compared.
+    :param before: those that existed before it began: one that still exists must be in it.
+    :param tenants: gives by collection the states of its tenants: the facts name those that are not in it.
     :param about: what else the manifest says of it.
     """
 
@@ -148,18 +156,23 @@ class WeaviateFiles(Source):
         prefix: str,
         *,
         live: Callable[[], Sequence[str]] | None = None,
+        before: Sequence[str] = (),
+        tenants: Callable[[], Mapping[str, Mapping[str, str]]] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.staging = staging
         self.prefix = prefix
         self.live = live
+        self.before = before
+        self.tenants = tenants
         self.about = dict(about or {})
 
     def members(self) -> Iterator[Member]:
         keys: set[str] = set()
         size_bytes = 0
         promised: set[str] = set()
+        shards: dict[str, set[str]] = {}
         whole: dict[str, Any] | None = None
         for file in self.staging.files(self.prefix):
             key = file.key.removeprefix(self.prefix)
@@ -174,6 +187,8 @@ class WeaviateFiles(Source):
             yield member_of(f"weaviate/backup/{key}", content)
             if name == NODE_DESCRIPTOR:
                 promised.update(chunks_of(node, descriptor))
+                for name, found in shards_in(descriptor).items():
+                    shards.setdefault(name, set()).update(found)
             elif not node:
                 whole = descriptor
         if whole is None:
@@ -198,7 +213,12 @@ class WeaviateFiles(Source):
         if whole.get("baseBackupId"):
             self.facts["incremental"] = "yes"  # Weaviate 1.39 tells it in the descriptor alone
         if self.live is not None:
-            self.facts["collections_added_meanwhile"] = sorted(set(self.live()) - collections)
+            missing = set(self.live()) - collections
+            if lost := sorted(missing.intersection(self.before)):
+                raise self._incomplete(f"lacks the collections {', '.join(lost)}, which were there before it began")
+            self.facts["collections_added_meanwhile"] = sorted(missing)
+        if self.tenants is not None:
+            self.facts["tenants_left_out"] = tenants_left_out(self.tenants(), shards)
 
     def _incomplete(self, problem: str) -> PermanentError:
         return PermanentError(

@@ -18,6 +18,7 @@ from nephoran_maintenance.domain.step_ids import (
     capture_step_id,
 )
 from nephoran_maintenance.operators.backup import (
+    BACKEND,
     CaptureSourceOperator,
     CheckBackupOperator,
     RecordManifestOperator,
@@ -55,7 +56,7 @@ def backup_steps(profile: SystemProfile, *, before_change: bool = False) -> tupl
     wait_weaviate_backup = WaitWeaviateBackupOperator(
         task_id=WAIT_WEAVIATE_BACKUP,
         weaviate_connection_id=profile.connections.weaviate,
-        backend="s3",
+        backend=BACKEND,
         backup_id=f"{{{{ {told}['backup_id'] }}}}",
         base_id=f"{{{{ {told}['base_id'] }}}}",
         staging_connection_id=profile.connections.object_store_staging,

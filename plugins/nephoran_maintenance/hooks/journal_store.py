@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from nephoran_maintenance.domain.journal import (
@@ -119,6 +120,21 @@ class JournalStore:
     def open_operations(self) -> list[str]:
         """Return the ids of the operations whose journal is open; one that can't be read counts."""
         return [item["metadata"]["name"] for item in self._list("open")]
+
+    def open_since(self, moment: datetime) -> list[str]:
+        """Return the ids of the operations that were under way at a moment or have begun after it, also those that have ended.
+
+        An open journal that can't be read counts.
+        """
+        found = []
+        for item in self._list(None):
+            try:
+                counts = from_config_map(item).was_open_since(moment)
+            except UnknownStateError:
+                counts = item["metadata"].get("labels", {}).get(STATE_LABEL) == "open"
+            if counts:
+                found.append(str(item["metadata"]["name"]))
+        return sorted(found)
 
     def prune(self, keep: int) -> list[str]:
         """Delete the oldest closed journals beyond so many, and return their names. Open ones are never deleted."""

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from nephoran_maintenance.domain.weaviate_backup import Staged
-from nephoran_maintenance.errors import TransientError
+from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
 from nephoran_maintenance.hooks.connections import read_connection_async
 from nephoran_maintenance.hooks.object_store import BLOCK_BYTES, ObjectStoreHook
 from nephoran_maintenance.hooks.outside_text import excerpt
+
+NO_VERSIONING = ("NotImplemented", "VersioningNotConfigured")
+"""What a store answers that keeps no versions at all."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +66,68 @@ class StagingBucket(ObjectStoreHook):
         sizes = [file.size_bytes for file in self.files(prefix)]
         return Staged(len(sizes), sum(sizes))
 
-    def clear(self, prefix: str, *, keep_descriptors: bool = True) -> int:
-        """Delete what lies below a prefix, apart from descriptors (``.json``), and return how many objects that were.
+    def refuse_versions(self) -> None:
+        """Refuse a bucket in which what is deleted stays as an older version, in clear.
 
-        An increment needs of the backups before it nothing but these. Safe to repeat: yes.
+        One whose versioning is suspended is refused too: what was written before stays in it.
+
+        :raises PermanentError: ``staging-versioned``.
+        """
+        try:
+            status = str(self._call("get_bucket_versioning").get("Status") or "")
+        except MaintenanceError as error:
+            if error.context.get("code") not in NO_VERSIONING:
+                raise
+            return
+        if status:
+            raise PermanentError(
+                "staging-versioned",
+                f"the staging bucket {self.bucket!r} keeps versions ({status}): what is deleted there stays, in clear",
+                context={"connection": self.connection_id, "bucket": self.bucket},
+                hint="Have Weaviate write into a bucket that was never versioned, and name it in backup.staging_bucket.",
+            )
+
+    def folders_of(self, backup_id: str) -> list[str]:
+        """Return where a backup's objects and unfinished uploads lie, each folder with a slash at its end.
+
+        Weaviate writes below its own ``BACKUP_S3_PATH``, which only it can tell; this is for when it does not answer.
+        """
+        keys = [file.key for file in self.files("")] + [key for key, _ in self._uploads("")]
+        parts = (f"/{key}".partition(f"/{backup_id}/") for key in keys)
+        return sorted({f"{head}/{backup_id}/".removeprefix("/") for head, found, _ in parts if found})
+
+    def clear(self, prefix: str, *, keep_descriptors: bool = True) -> int:
+        """Delete what lies below a prefix, apart from descriptors (``.json``), and end uploads that were not finished.
+
+        Returns how many objects and uploads that were. An increment needs of the backups before it nothing but the
+        descriptors. Safe to repeat: yes.
         """
         deleted = 0
+        for key, upload_id in self._uploads(prefix):
+            try:
+                self._call("abort_multipart_upload", Key=key, UploadId=upload_id)
+            except PermanentError as error:
+                if error.reference != "not-found":  # it was finished, or ended, meanwhile
+                    raise
+            deleted += 1
         for file in self.files(prefix):
             if not (keep_descriptors and file.key.endswith(".json")):
                 self._call("delete_object", Key=file.key)
                 deleted += 1
         return deleted
+
+    def _uploads(self, prefix: str) -> list[tuple[str, str]]:
+        """Return key and id of every unfinished upload below a prefix."""
+        found: list[tuple[str, str]] = []
+        options: dict[str, Any] = {}
+        while True:
+            page = self._call("list_multipart_uploads", Prefix=prefix, **options)
+            # Some stores take the prefix for a hint.
+            uploads = [upload for upload in page.get("Uploads", ()) if upload["Key"].startswith(prefix)]
+            found += [(upload["Key"], upload["UploadId"]) for upload in uploads]
+            if not page.get("IsTruncated"):
+                return found
+            options = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     def chunks(self, file: StagedFile) -> Iterator[bytes]:
         """Yield the content of an object, read once.

@@ -118,6 +118,11 @@ class WeaviateHook:
         """Return the definitions of all collections."""
         return list(self._json("GET", "/v1/schema").get("classes") or [])
 
+    def tenants(self, collection: str) -> dict[str, str]:
+        """Return the state of every tenant of a collection by name, such as ``ACTIVE`` or, of older servers, ``COLD``."""
+        found = self._json("GET", f"/v1/schema/{quote(checked_collection(collection))}/tenants") or []
+        return {str(tenant["name"]): str(tenant.get("activityStatus") or "") for tenant in found}
+
     def graphql(self, query: str) -> dict[str, Any]:
         """Run a GraphQL query and return its ``data``.
 

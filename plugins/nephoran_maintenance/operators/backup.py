@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Generator
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
 
 from airflow.sdk.exceptions import AirflowSkipException
@@ -55,6 +55,13 @@ from nephoran_maintenance.operators.report import FAILED_STATES, ReportOperator
 from nephoran_maintenance.profile import load_profile
 from nephoran_maintenance.sensors.weaviate_backup import WeaviateBackupSensor
 from nephoran_maintenance.settings import VERSION
+from nephoran_maintenance.triggers.weaviate_backup import WeaviateEndTrigger
+
+TENANTS_SHOWN = 20
+BACKEND = "s3"
+"""Weaviate's word for the module that writes its backups."""
+LONGEST_END = timedelta(minutes=10)
+"""So long a backup of Weaviate that is not wanted any more may take to end: a cancelled one takes seconds."""
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -69,9 +76,10 @@ class CheckBackupOperator(BackupStep):
 
     Skips the steps of sources that this type of backup does not have, and all of them where a procedure needs no backup
     before its change. Returns ``{"backup_id", "type", "reason", "parent", "chain", "base_id", "no_base", "cluster",
-    "recipients", "expiring", "object_lock", "digest_key_id"}``: ``chain`` has the ids of all links before this one,
-    ``base_id`` is what Weaviate builds on, ``no_base`` why it does not. Changes nothing. Safe to repeat: yes; of a run
-    that was cleared after its backup was made it returns what the manifest says, and the steps go on from that.
+    "recipients", "expiring", "object_lock", "digest_key_id", "collections"}``: ``chain`` has the ids of all links before
+    this one, ``base_id`` is what Weaviate builds on, ``no_base`` why it does not, ``collections`` what Weaviate had before it
+    began. Changes nothing. Safe to repeat: yes; of a run that was cleared after its backup was made it returns what the
+    manifest says, and the steps go on from that.
     """
 
     def act(self, context: Context) -> Any:
@@ -120,6 +128,7 @@ class CheckBackupOperator(BackupStep):
             "expiring": {name: end.isoformat() for name, end in ending.items()},
             "object_lock": manifest.object_lock,
             "digest_key_id": manifest.digest_key_id,
+            "collections": [],
         }
 
     def looked(self, context: Context) -> dict[str, Any]:
@@ -162,8 +171,10 @@ class CheckBackupOperator(BackupStep):
                 "expiring": {name: end.isoformat() for name, end in ending.items()},
                 "object_lock": session.backups.store.object_lock(),
                 "digest_key_id": session.digest_key_id,
+                "collections": [str(found["class"]) for found in self.weaviate().schema()] if with_weaviate else [],
             }
         if with_weaviate:
+            self.staging().refuse_versions()
             self.staging().usage(f"{identifier}/")
         if "knowledge-base" in sources_of(choice.type, request.scope):
             files = self.pod_files(context)
@@ -219,9 +230,22 @@ class CheckBackupOperator(BackupStep):
         """Return what Weaviate builds on, or why there is nothing although there is a parent."""
         if parent is None:
             return {"base_id": "", "no_base": ""}
-        if self.staging().usage(f"{parent.backup_id}/").objects == 0:
-            return {"base_id": "", "no_base": f"the descriptors of {parent.backup_id} are not in the staging bucket"}
+        if why := self.why_no_base(parent.backup_id):
+            return {"base_id": "", "no_base": why}
         return {"base_id": parent.backup_id, "no_base": ""}
+
+    def why_no_base(self, identifier: str) -> str:
+        """Return why Weaviate can't build on a backup of its own; empty when it can."""
+        answer = self.weaviate().backup_status(BACKEND, identifier) or {}
+        staging = self.staging()
+        try:
+            # Below which path of the bucket it writes, only Weaviate knows.
+            folder = folder_in_bucket(str(answer.get("path") or ""), str(staging.bucket), identifier)
+        except PermanentError as error:
+            return error.message
+        if answer.get("status") != "SUCCESS" or staging.usage(folder).objects == 0:
+            return f"the descriptors of {identifier} are not in the staging bucket"
+        return ""
 
 
 ALL_AFTER_CHECK = (
@@ -367,34 +391,70 @@ def present(source: MemberSource) -> Generator[Member, None, None]:
 class ReleaseStagingOperator(BackupStep):
     """Take Weaviate's files out of the staging bucket again, also when nothing came of the backup.
 
-    Of a backup that was captured the descriptors stay, on which an incremental one can build. What a dead run or a chain
-    that is over has left there goes too. Returns ``{"deleted", "seconds"}``: how many objects, and how long the files of this
-    backup may have lain there. Safe to repeat: yes.
+    A backup that Weaviate has not called finished is cancelled, and its end is awaited without a worker. Of a backup that was
+    captured the descriptors stay, on which an incremental one can build. What a dead run or a chain that is over has left
+    there goes too. Returns ``{"deleted", "seconds", "doubt"}``: how many objects, how long the files of this backup may have
+    lain there, and why some may lie there still; empty: none does. Safe to repeat: yes.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(trigger_rule="all_done", **kwargs)
 
     def act(self, context: Context) -> dict[str, Any]:
-        states = states_of(context)
-        if states.get(self.sibling(WAIT_WEAVIATE_BACKUP)) in NEVER_RAN:
+        if states_of(context).get(self.sibling(WAIT_WEAVIATE_BACKUP)) in NEVER_RAN:
             raise AirflowSkipException("Weaviate has written nothing")
-        if backup_exists(self.profile, self.backup_id(context)):
+        identifier = self.backup_id(context)
+        if backup_exists(self.profile, identifier):
             # What an incremental one builds on lies there; the run that made the backup has cleared the rest.
             raise AirflowSkipException("the backup exists already")
-        made = pull(context, self.sibling(WAIT_WEAVIATE_BACKUP)) or {}
-        captured = states.get(self.sibling(capture_step_id("weaviate"))) == "success"
-        staging, identifier = self.staging(), self.backup_id(context)
-        folder = folder_in_bucket(str(made.get("path") or ""), str(staging.bucket), identifier)
-        deleted = staging.clear(folder, keep_descriptors=captured)
-        root = folder.removesuffix(f"{identifier}/")
-        there = {file.key.removeprefix(root).partition("/")[0] for file in staging.files(root)}
-        left = left_in_staging(sorted(there), identifier, self.checked(context)["chain"])
-        deleted += sum(staging.clear(f"{root}{name}/", keep_descriptors=keep) for name, keep in left.items())
+        made = pull(context, self.sibling(WAIT_WEAVIATE_BACKUP))
+        if not made:
+            self.defer(
+                trigger=WeaviateEndTrigger(
+                    connection_id=self.profile.connections.weaviate,
+                    backend=BACKEND,
+                    backup_id=identifier,
+                    deadline_at=(datetime.now(UTC) + LONGEST_END).isoformat(),
+                ),
+                method_name="resume_step",
+                # The trigger's own deadline answers in an event; this one only catches a triggerer that is gone.
+                timeout=LONGEST_END + timedelta(minutes=5),
+            )
+        return self.cleared(context, made, doubt="")
+
+    def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        doubt = ""
+        if event["state"] != "complete":
+            last = event.get("status") or "not known"
+            doubt = f"Weaviate may still write there: its backup was {last} at last, {event['message']}"
+        return self.cleared(context, {"path": event.get("path")}, doubt)
+
+    def cleared(self, context: Context, made: dict[str, Any], doubt: str) -> dict[str, Any]:
+        """Clear the bucket, and look once more.
+
+        :param made: what is known of Weaviate's backup: ``path`` and ``started_at``.
+        :param doubt: why more may come.
+        """
+        captured = states_of(context).get(self.sibling(capture_step_id("weaviate"))) == "success"
+        staging, identifier, path = self.staging(), self.backup_id(context), str(made.get("path") or "")
+        folders = [] if path else staging.folders_of(identifier)
+        folders = folders or [folder_in_bucket(path, str(staging.bucket), identifier)]
+        deleted = 0
+        for folder in folders:
+            deleted += staging.clear(folder, keep_descriptors=captured)
+            root = folder.removesuffix(f"{identifier}/")
+            there = {file.key.removeprefix(root).partition("/")[0] for file in staging.files(root)}
+            left = left_in_staging(sorted(there), identifier, self.checked(context)["chain"])
+            deleted += sum(staging.clear(f"{root}{name}/", keep_descriptors=keep) for name, keep in left.items())
+        if late := sum(staging.clear(folder, keep_descriptors=captured) for folder in folders):
+            deleted += late
+            doubt = doubt or f"{late} objects came while it was cleared"
         began = datetime.fromisoformat(made["started_at"]) if made.get("started_at") else None
         seconds = round((datetime.now(UTC) - began).total_seconds(), 1) if began else NOT_MEASURED
         self.log.info("%d objects of %s are out of the staging bucket after %s s", deleted, identifier, seconds)
-        return {"deleted": deleted, "seconds": seconds}
+        if doubt:
+            self.log.warning("%s", doubt)
+        return {"deleted": deleted, "seconds": seconds, "doubt": doubt}
 
 
 def captured_sources(step: BackupStep, context: Context) -> tuple[Source, ...]:
@@ -442,7 +502,7 @@ class RecordManifestOperator(BackupStep):
             tag=request.tag,
             keeping=request.keeping,
             operation_id=operation_of(context),
-            operation_under_way=pull(context, self.sibling(WAIT_OPERATION)) or self.other_operation(context),
+            operation_under_way=self.operations(context, min(source.started_at for source in sources)),
             system=profile.metadata.name,
             cluster=Cluster.model_validate(checked["cluster"]),
             started_at=min(source.started_at for source in sources),
@@ -457,6 +517,15 @@ class RecordManifestOperator(BackupStep):
             tool_version=VERSION,
         )
         return manifest, session.backups.write_manifest(manifest, session.signing)
+
+    def operations(self, context: Context, began_at: datetime) -> str | None:
+        """Return which operations were under way at any time of the backup: what is in it may be of halfway through a change.
+
+        Two looks at the lease miss one that begins and ends between them; its journal does not.
+        """
+        found = {pull(context, self.sibling(WAIT_OPERATION)), self.other_operation(context)}
+        found |= {*self.journals().open_since(began_at)}
+        return ", ".join(sorted(found - {None, operation_of(context)})) or None
 
     def missing(self, sources: tuple[Source, ...], expected: list[str]) -> list[Source]:
         """Return sources that must be there and left no result at all."""
@@ -538,11 +607,19 @@ class ReportBackupOperator(ReportOperator, BackupStep):
             read = f"{note['files']} files, {note['read_bytes']} bytes read back in {note['duration_seconds']} s"
             findings.append(Finding("stored files", "pass", note["backup_id"], read, "as the manifest says"))
         if (staged := pull(context, RELEASE_STAGING)) is not None:
-            lay = f"Weaviate's files lay there for {staged['seconds']} s; {staged['deleted']} were deleted"
-            findings.append(
-                Finding("staging bucket", "pass", profile.backup.staging_bucket, lay, "only descriptors stay")
-            )
+            findings.append(self.about_staging(profile.backup.staging_bucket, staged))
         return {**report, **conclusion(how, findings)}
+
+    @staticmethod
+    def about_staging(bucket: str, staged: dict[str, Any]) -> Finding:
+        lay = f"Weaviate's files lay there for {staged['seconds']} s; {staged['deleted']} were deleted"
+        if not (doubt := staged.get("doubt")):
+            return Finding("staging bucket", "pass", bucket, lay, "only descriptors stay")
+        hint = (
+            "See that Weaviate's backup ends, or cancel it (DELETE /v1/backups/s3/<id>); then clear release_staging, "
+            "so that no data lies there in clear."
+        )
+        return Finding("staging bucket", "block", bucket, f"{lay}; {doubt}", "only descriptors stay", hint)
 
     def about_scope(self, context: Context) -> list[Finding]:
         """Return that the backup is a part, where it is one."""
@@ -560,9 +637,24 @@ class ReportBackupOperator(ReportOperator, BackupStep):
             if kind := source.facts.get("kind"):
                 why = source.facts.get("reason")
                 observed += f", {kind}{f' because {why}' if why else ''}"
+            missing: list[str] = []
+            hints: list[str] = []
             if added := source.facts.get("collections_added_meanwhile"):
-                seen = f"{observed}; not in it: {', '.join(added)}, added while it was made"
-                return Finding("sources", "warn", source.name, seen, "captured", "The next backup has them.")
+                missing.append(f"{', '.join(added)}, added while it was made")
+                hints.append("The next backup has them.")
+            for collection, found in source.facts.get("tenants_left_out", {}).items():
+                names = ", ".join(found["names"][:TENANTS_SHOWN])
+                states = ", ".join(f"{count} {state}" for state, count in sorted(found["states"].items()))
+                more = ", …" if found["count"] > TENANTS_SHOWN else ""
+                missing.append(f"{found['count']} tenants of {collection} ({states}): {names}{more}")
+            if source.facts.get("tenants_left_out"):
+                hints.append(
+                    "Activate the tenants and make a backup: Weaviate before 1.37 takes in active ones alone, and none "
+                    "takes in what is offloaded."
+                )
+            if missing:
+                seen = f"{observed}; not in it: {'; '.join(missing)}"
+                return Finding("sources", "warn", source.name, seen, "captured", " ".join(hints))
             return Finding("sources", "pass", source.name, observed, "captured")
         severity: Severity = "block" if source.required else "warn"
         return Finding(

@@ -83,15 +83,18 @@ def weaviate_facts(of: Capturing) -> MemberSource:
 
 def weaviate_files(of: Capturing) -> MemberSource:
     """Return the files of Weaviate's own backup, which the step before has waited for."""
-    from nephoran_maintenance.engine.weaviate_sources import WeaviateFiles
+    from nephoran_maintenance.engine.weaviate_sources import WeaviateFiles, tenants_of
 
-    no_base = of.step.checked(of.context)["no_base"]
+    checked = of.step.checked(of.context)
+    no_base = checked["no_base"]
     made = pull(of.context, of.step.sibling(WAIT_WEAVIATE_BACKUP))
     staging, weaviate = of.step.staging(), of.step.weaviate()
     return WeaviateFiles(
         staging,
         folder_in_bucket(made["path"], str(staging.bucket), made["backup_id"]),
         live=lambda: [str(found["class"]) for found in weaviate.schema()],
+        before=checked["collections"],
+        tenants=lambda: tenants_of(weaviate),
         about={**{key: made[key] for key in OF_THE_SENSOR}, **({"incremental": no_base} if no_base else {})},
     )
 

@@ -48,7 +48,7 @@ class WeaviateBackupSensor(BaseSensorOperator):
     :param base_id: build on this backup, where the server can; empty: a full one.
     :param staging_connection_id: the staging bucket's, whose growth is progress; None: not measured, and nothing is taken
         out of it.
-    :param staging_prefix: where this backup lies in it; empty: ``<backup_id>/``.
+    :param staging_prefix: where this backup lies in it; empty: where Weaviate says.
     :param no_progress_limit: give up after so long without a new status or a new byte.
     :param backup_timeout: give up after so long altogether, the wait for another backup included. The default is that of
         Weaviate's own store timeout, 24 hours.
@@ -125,7 +125,7 @@ class WeaviateBackupSensor(BaseSensorOperator):
                 self._wait_for_other(str(error.context["other_id"]), deadline_at)
             self.log.info("Weaviate has started the backup %s", self.backup_id)
         if not is_final(str(answer.get("status") or "")):
-            self._wait(deadline_at)
+            self._wait(deadline_at, self._folder(str(answer.get("path") or "")))
         states = {"SUCCESS": "complete", "FAILED": "failed"}
         status = str(answer["status"])
         message = str(answer.get("error") or "")
@@ -140,7 +140,20 @@ class WeaviateBackupSensor(BaseSensorOperator):
             return None, f"Weaviate {version} can't: 1.37 can"
         return self.base_id, ""
 
-    def _wait(self, deadline_at: datetime) -> NoReturn:
+    def _folder(self, path: str) -> str:
+        """Return where the backup lies in the staging bucket.
+
+        :raises PermanentError: ``weaviate-staging-elsewhere``, once it is cancelled.
+        """
+        if self.staging_prefix or not self.staging_bucket:
+            return self.staging_prefix
+        try:
+            return folder_in_bucket(path, self.staging_bucket, self.backup_id)
+        except PermanentError:
+            self._cancel()
+            raise
+
+    def _wait(self, deadline_at: datetime, folder: str) -> NoReturn:
         self.defer(
             trigger=WeaviateBackupTrigger(
                 connection_id=self.weaviate_connection_id,
@@ -149,7 +162,7 @@ class WeaviateBackupSensor(BaseSensorOperator):
                 no_progress_limit_seconds=self.no_progress_limit.total_seconds(),
                 staging_connection_id=self.staging_connection_id,
                 staging_bucket=self.staging_bucket,
-                staging_prefix=self.staging_prefix or f"{self.backup_id}/",
+                staging_prefix=folder,
                 poll_interval_seconds=self.poll_interval.total_seconds(),
                 deadline_at=deadline_at.isoformat(),
             ),

@@ -12,6 +12,9 @@ from nephoran_maintenance.hooks.staging import StagingBucket
 from nephoran_maintenance.hooks.weaviate_api import AsyncWeaviate
 from nephoran_maintenance.triggers.base import Event, PollingTrigger
 
+LOOKS_AFTER_THE_END = 3
+"""In a row: Weaviate uploads its descriptor last, some time after it calls a backup ended."""
+
 
 class WeaviateBackupTrigger(PollingTrigger):
     """Yield one event when a backup has ended, stands still, or can't be judged.
@@ -169,3 +172,61 @@ class WeaviateIdleTrigger(PollingTrigger):
         if status and not is_final(status):
             return None
         return {"state": "complete", "message": f"{self.backup_id} is not under way any more"}
+
+
+class WeaviateEndTrigger(PollingTrigger):
+    """Wait until a backup that nobody wants any more has ended, and for what Weaviate still writes after that.
+
+    What is at work is cancelled, again and again until Weaviate takes it: it may have been away when the sensor tried, and
+    nobody else comes by here. The event's state is ``complete``, ``timeout`` or ``error``; ``path`` is where Weaviate says that
+    the backup lies, empty when it did not say.
+    """
+
+    parameters: ClassVar[tuple[str, ...]] = ("connection_id", "backend", "backup_id")
+
+    def __init__(
+        self,
+        *,
+        connection_id: str,
+        backend: str,
+        backup_id: str,
+        poll_interval_seconds: float = 5.0,
+        read_error_limit: int = 24,
+        deadline_at: str | None = None,
+    ) -> None:
+        super().__init__(
+            poll_interval_seconds=poll_interval_seconds, read_error_limit=read_error_limit, deadline_at=deadline_at
+        )
+        self.connection_id = connection_id
+        self.backend = backend
+        self.backup_id = backup_id
+        self._path = self._status = ""
+        self._ended = 0
+
+    def empty_event(self) -> Event:
+        return {**super().empty_event(), "path": self._path, "status": self._status}
+
+    async def watch(self) -> Event:
+        weaviate = await AsyncWeaviate.connect(self.connection_id)
+        return await self.until(lambda: self._look(weaviate))
+
+    async def _look(self, weaviate: AsyncWeaviate) -> Event | None:
+        answer = await weaviate.backup_status(self.backend, self.backup_id) or {}
+        self._status = str(answer.get("status") or "")
+        self._path = str(answer.get("path") or "") or self._path
+        self.log_change(f"{self.backup_id} is {self._status or 'not known'}")
+        if self._status and not is_final(self._status):
+            self._ended = 0
+            if self._status != "CANCELLING":
+                await self._cancel(weaviate)
+            return None
+        self._ended += 1
+        if self._ended < LOOKS_AFTER_THE_END:
+            return None
+        return {"state": "complete", "message": f"{self.backup_id} is not under way any more"}
+
+    async def _cancel(self, weaviate: AsyncWeaviate) -> None:
+        try:
+            await weaviate.cancel_backup(self.backend, self.backup_id)
+        except MaintenanceError as error:
+            self.log_change(f"the backup {self.backup_id} could not be cancelled: {error.message}")

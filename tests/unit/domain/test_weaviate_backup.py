@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from nephoran_maintenance.domain.weaviate_backup import (
+    TENANTS_NAMED,
     BackupVerdict,
     Staged,
     has_incremental,
     is_final,
     judge_backup,
     refusal_of,
+    shards_in,
+    tenants_left_out,
 )
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -122,3 +125,20 @@ def test_every_refusal_has_its_meaning(message: str, kind: str, other_id: str) -
 )
 def test_knows_who_can_build_on_an_earlier_backup(version: str, expected: bool) -> None:
     assert has_incremental(version) is expected
+
+
+def test_a_tenant_is_in_a_backup_when_a_descriptor_names_its_shard() -> None:
+    one = {"classes": [{"name": "A", "shards": [{"name": "a"}], "chunks": {"1": ["b"], "2": None}}, {"name": "B"}]}
+    other = {"classes": [{"name": "A", "shards": None, "chunks": {"1": ["c"]}}]}
+    assert shards_in(one) == {"A": {"a", "b"}, "B": set()}
+    assert shards_in({"classes": None}) == {}
+    shards = {"A": shards_in(one)["A"] | shards_in(other)["A"]}
+    tenants = {"A": {"a": "HOT", "b": "HOT", "c": "COLD"}, "B": {"x": "", "y": "FROZEN"}}
+    assert tenants_left_out(tenants, shards) == {
+        "B": {"count": 2, "states": {"unknown": 1, "FROZEN": 1}, "names": ["x", "y"]}
+    }
+
+
+def test_a_manifest_does_not_grow_without_end_by_tenants() -> None:
+    found = tenants_left_out({"A": {f"{number:05}": "COLD" for number in range(5000)}}, {})["A"]
+    assert (found["count"], len(found["names"])) == (5000, TENANTS_NAMED)

@@ -116,6 +116,22 @@ def test_exports_every_metric_of_the_last_day(prometheus: FakePrometheus) -> Non
     assert (facts["kind"], facts["metrics"], facts["step_seconds"]) == ("range-query export", 2, 60.0)
 
 
+def test_a_metric_of_any_name_is_exported_and_one_that_has_no_file_name_is_told(prometheus: FakePrometheus) -> None:
+    odd = ["http.server.duration", 'a "quoted" \\ one', "größe/zwei", ".."]
+    prometheus.names = [*odd, "long" * 60]
+    source = export()
+    folders = {path.split("/")[2] for path in read(source)}
+    assert folders == {"http.server.duration", "a%20%22quoted%22%20%5C%20one", "gr%C3%B6%C3%9Fe%2Fzwei", "%2E%2E"}
+    asked = {one["query"] for one in prometheus.ranges}
+    assert asked == {
+        '{__name__="http.server.duration"}',
+        '{__name__="a \\"quoted\\" \\\\ one"}',
+        '{__name__="größe/zwei"}',
+        '{__name__=".."}',
+    }
+    assert (source.outcome.facts["metrics"], source.outcome.facts["metrics_left_out"]) == (4, ["long" * 60])
+
+
 def test_no_moment_of_the_day_is_asked_for_twice_and_none_is_left_out(prometheus: FakePrometheus) -> None:
     prometheus.names = ["up"]
     read(export())

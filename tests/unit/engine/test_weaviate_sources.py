@@ -148,13 +148,19 @@ class FakeBucket:
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
+        self.uploads: list[tuple[str, str]] = []
         self.cut = ""
 
     def __call__(self, request: Received) -> Reply:
         key = request.path.removeprefix("/staging").lstrip("/")
+        if request.method == "DELETE" and (upload_id := request.query.get("uploadId")):
+            self.uploads.remove((key, upload_id))
+            return Reply(204)
         if request.method == "DELETE":
             del self.objects[key]
             return Reply(204)
+        if "uploads" in request.query:
+            return self.uploads_page(request.query.get("upload-id-marker", ""))
         if key:
             content = self.objects[key]
             return Reply(200, content[:-1] if key == self.cut else content)
@@ -167,6 +173,17 @@ class FakeBucket:
         truncated = f"<IsTruncated>{str(bool(more)).lower()}</IsTruncated>"
         text = f"<ListBucketResult>{truncated}{more}{found}</ListBucketResult>"
         return Reply(200, text, {"Content-Type": "application/xml"})
+
+    def uploads_page(self, after: str) -> Reply:
+        """List one upload, whatever the prefix is."""
+        later = [upload for upload in self.uploads if upload[1] > after]
+        text = "".join(f"<Upload><Key>{key}</Key><UploadId>{name}</UploadId></Upload>" for key, name in later[:1])
+        more = "".join(
+            f"<NextKeyMarker>{key}</NextKeyMarker><NextUploadIdMarker>{name}</NextUploadIdMarker>"
+            for key, name in later[:1]
+        )
+        truncated = f"<IsTruncated>{str(len(later) > 1).lower()}</IsTruncated>"
+        return Reply(200, f"<ListMultipartUploadsResult>{truncated}{more}{text}</ListMultipartUploadsResult>")
 
 
 @pytest.fixture
@@ -249,6 +266,13 @@ def test_tells_which_collections_were_added_meanwhile(staging: StagingBucket) ->
     assert source.outcome.facts["incremental"] == "yes"
 
 
+def test_a_collection_of_before_that_is_not_in_it_fails_the_source(staging: StagingBucket) -> None:
+    source = WeaviateFiles(staging, PREFIX, live=lambda: ["A", "B", "C", "New"], before=["A", "C", "Deleted"])
+    with pytest.raises(MaintenanceError, match="lacks the collections C, which") as caught:
+        read(source)
+    assert (caught.value.reference, source.outcome.state) == ("weaviate-backup-incomplete", "failed")
+
+
 def test_clearing_leaves_the_descriptors_and_other_backups(staging: StagingBucket, bucket: FakeBucket) -> None:
     assert staging.clear(PREFIX) == 4
     assert sorted(bucket.objects) == [
@@ -260,6 +284,19 @@ def test_clearing_leaves_the_descriptors_and_other_backups(staging: StagingBucke
     assert staging.clear(PREFIX) == 0
     assert staging.clear(PREFIX, keep_descriptors=False) == 3
     assert sorted(bucket.objects) == ["other/weaviate-0/chunk-0"]
+
+
+def test_clearing_ends_what_was_not_uploaded_to_its_end(staging: StagingBucket, bucket: FakeBucket) -> None:
+    ours = [(f"{PREFIX}weaviate-0/A/chunk-7", "u1"), (f"{PREFIX}weaviate-0/A/chunk-8", "u3")]
+    bucket.uploads = sorted([*ours, ("other/weaviate-0/chunk-0", "u2")], key=lambda upload: upload[1])
+    assert staging.clear(PREFIX) == 4 + len(ours)
+    assert bucket.uploads == [("other/weaviate-0/chunk-0", "u2")]
+
+
+def test_a_backup_is_found_wherever_weaviate_has_put_it(staging: StagingBucket, bucket: FakeBucket) -> None:
+    bucket.objects[f"site/a/{PREFIX}backup_config.json"] = b"{}"
+    bucket.uploads = [(f"site/b/{PREFIX}weaviate-0/A/chunk-1", "u1"), (f"not-{PREFIX}chunk-1", "u2")]
+    assert staging.folders_of(PREFIX.rstrip("/")) == [PREFIX, f"site/a/{PREFIX}", f"site/b/{PREFIX}"]
 
 
 def test_tells_how_much_is_staged(staging: StagingBucket) -> None:

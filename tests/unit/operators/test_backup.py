@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from nephoran_maintenance.domain.backups import is_backup_id
+from nephoran_maintenance.domain.journal import Journal, to_config_map
 from nephoran_maintenance.engine.sources import Source
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.hooks.object_store import ObjectStoreHook
@@ -128,7 +129,7 @@ def site(dags: dict[str, Any], keys: KeyMaker, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("NEPHORAN_REPORTS", str(tmp_path / "reports"))
     monkeypatch.setenv("AIRFLOW_CONN_OPENPGP_SIGNING", keys.signing_connection())
     staging, prometheus = FakeS3(data["backup"]["staging_bucket"]), FakePrometheus()
-    staging.may_delete = True
+    staging.may_delete, staging.versioned = True, False
     weaviate = BackedUpWeaviate(staging)
     clients: dict[str | None, Any] = {}
     new_client = ObjectStoreHook._client.func  # type: ignore[attr-defined]
@@ -356,6 +357,36 @@ def test_only_a_scheduled_run_lets_a_running_operation_end(site: Site, run_type:
     assert site.manifest()["operation_under_way"] == told
     # What a person asked for, or what is due: without anything to build on that is everything.
     assert site.manifest()["type"] == {"scheduled": "full", "manual": "config-only"}[run_type]
+
+
+MAINTENANCE = "nephoran-maintenance"
+
+
+def test_an_operation_that_begins_and_ends_during_the_backup_is_named(site: Site) -> None:
+    now = datetime.now(UTC)
+
+    def journal(name: str, **changes: Any) -> None:
+        found = Journal(
+            operation_id=name,
+            procedure="rolling_upgrade",
+            run_id=name,
+            system="nephoran",
+            plan_hash="h",
+            started_at=now - timedelta(hours=2),
+        ).model_copy(update=changes)
+        site.cluster.put(f"/api/v1/namespaces/{MAINTENANCE}/configmaps", to_config_map(found, MAINTENANCE))
+
+    def meanwhile(step: Any, context: Any) -> Any:
+        result = step.execute(context)
+        journal("rolling-upgrade-2", started_at=datetime.now(UTC), state="closed", closed_at=datetime.now(UTC))
+        return result
+
+    journal("rolling-upgrade-1", state="closed", closed_at=now - timedelta(hours=1))
+    journal("rolling-upgrade-3")
+    journal("of-another-system", system="another")
+    run = site.backup(replaced={"capture_kubernetes_objects": meanwhile})
+    assert run.failed() == []
+    assert site.manifest()["operation_under_way"] == "rolling-upgrade-2, rolling-upgrade-3"
 
 
 def test_a_config_only_backup_asks_neither_weaviate_nor_staging(site: Site) -> None:

@@ -29,8 +29,9 @@ from nephoran_maintenance.hooks.object_store import ObjectStoreHook
 from nephoran_maintenance.hooks.openpgp import memory_folder
 from nephoran_maintenance.hooks.weaviate_api import WeaviateHook
 from nephoran_maintenance.operators.backup_step import BackupStep
-from tests.unit.dag_runner import DagRunner
-from tests.unit.hooks.fake_servers import Received, Reply
+from nephoran_maintenance.operators.base import operation_of
+from tests.unit.dag_runner import DagRunner, TaskInstance
+from tests.unit.hooks.fake_servers import Received, Reply, connection_json, serving
 from tests.unit.hooks.test_object_listing import BUSY, Clock
 from tests.unit.operators import test_backup
 from tests.unit.operators.test_backup import CANARY, SYSTEM, Site, facts_of, id_of
@@ -117,6 +118,10 @@ def wrong_staging_bucket(site: Site, _: pytest.MonkeyPatch) -> None:
     site.edit_profile(lambda data: data["backup"].update(staging_bucket="elsewhere"))
 
 
+def staging_keeps_versions(site: Site, _: pytest.MonkeyPatch) -> None:
+    site.staging.versioned = True
+
+
 def staging_is_denied(site: Site, _: pytest.MonkeyPatch) -> None:
     site.staging.deny = True
 
@@ -128,6 +133,7 @@ def staging_is_denied(site: Site, _: pytest.MonkeyPatch) -> None:
         pytest.param(wrong_passphrase, "openpgp-signing-failed", id="wrong passphrase of the signing key"),
         pytest.param(recipient_is_revoked, "openpgp-key-unusable", id="a recipient is revoked"),
         pytest.param(wrong_staging_bucket, "bucket-not-found", id="wrong staging bucket"),
+        pytest.param(staging_keeps_versions, "staging-versioned", id="staging keeps versions"),
         pytest.param(staging_is_denied, "object-store-forbidden", id="staging denied"),
     ],
 )
@@ -287,6 +293,65 @@ def test_a_collection_that_is_added_during_the_backup_is_named_in_manifest_and_r
     assert "AddedMeanwhile" in found["observed"]
 
 
+def test_a_collection_that_weaviate_leaves_out_is_no_backup(site: Site) -> None:
+    site.weaviate.collections["Forgotten"] = ["id-3"]
+    site.weaviate.forgets = {"Forgotten"}
+    run = site.backup(type="full")
+    assert "[weaviate-backup-incomplete]" in run.error("capture_weaviate")
+    assert "lacks the collections Forgotten" in run.error("capture_weaviate")
+    assert (manifests(site), site.staging.objects) == ([], {})
+
+
+def test_a_collection_that_is_deleted_meanwhile_is_missed_by_nobody(site: Site) -> None:
+    site.weaviate.collections["Deleted"] = ["id-3"]
+
+    def later(step: Any, context: Any) -> Any:
+        site.weaviate.collections.pop("Deleted", None)
+        step = copy.copy(step)
+        step.render_template_fields(context)
+        return step.execute(context)
+
+    run = site.backup(type="full", replaced={"wait_weaviate_backup": later})
+    assert run.failed() == []
+    assert facts_of(site, run, "weaviate")["collections_added_meanwhile"] == []
+
+
+def test_tenants_that_weaviate_leaves_out_are_named_in_manifest_and_report(site: Site) -> None:
+    site.weaviate.collections["Customers"] = []
+    site.weaviate.tenants = {"Customers"}
+    states = {f"tenant-{number:02}": "INACTIVE" for number in range(30)}
+    site.weaviate.tenant_states["Customers"] = {**states, "at-work": "ACTIVE", "far-away": "OFFLOADED"}
+    run = site.backup(type="full")
+    assert run.failed() == []
+    left_out = facts_of(site, run, "weaviate")["tenants_left_out"]["Customers"]
+    assert (left_out["count"], left_out["states"]) == (31, {"INACTIVE": 30, "OFFLOADED": 1})
+    assert left_out["names"] == sorted([*states, "far-away"])
+    (found,) = [found for found in run.report["findings"] if found["object"] == "weaviate"]
+    assert found["severity"] == "warn"
+    assert "31 tenants of Customers (30 INACTIVE, 1 OFFLOADED): far-away, tenant-00" in found["observed"]
+    assert "at-work" not in found["observed"]
+
+
+def test_a_backup_that_fails_sends_an_alert(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.edit_profile(lambda data: data["connections"].update(alerts="alerts"))
+    with serving(lambda request: Reply(200, {})) as receiver:
+        connection = connection_json(conn_type="http", host=f"{receiver.url}/hook", password="token-of-the-receiver")
+        monkeypatch.setenv("AIRFLOW_CONN_ALERTS", connection)
+        site.weaviate.status = "FAILED"
+        run = site.backup(type="full")
+        assert run.states["verify_outcome"] == "failed"
+        step = run.dag.get_task("verify_outcome")
+        (callback,) = step.on_failure_callback
+        callback(run.context(step, TaskInstance(run, step)))
+        (request,) = receiver.received
+    assert (
+        f"Backup of nephoran failed ({operation_of(run.context(step, TaskInstance(run, step)))})"
+        in request.json["text"]
+    )
+    assert "[weaviate-backup-failed]" in request.json["text"]
+    assert run.report["report_url"] in request.json["text"]
+
+
 def test_two_at_once_take_nothing_from_each_other(site: Site) -> None:
     """The second begins and ends while the first one's files of Weaviate lie in staging."""
     inner: list[DagRunner] = []
@@ -301,6 +366,110 @@ def test_two_at_once_take_nothing_from_each_other(site: Site) -> None:
     for run in (outer, inner[0]):
         check_whole(site, id_of(run))
         assert b"vectors" in site.opened("weaviate", id_of(run))["weaviate/backup/weaviate-0/TelecomKnowledge/chunk-1"]
+    check_nothing_left(site)
+
+
+# ------------------------------------------------------------------------------------------------------ the staging bucket
+
+
+def staging_finding(run: DagRunner) -> dict[str, Any]:
+    (found,) = [found for found in run.report["findings"] if found["check"] == "staging bucket"]
+    return dict(found)
+
+
+@pytest.mark.parametrize("folder", ["", "site-1/weaviate/"])
+def test_a_backup_that_stands_still_is_cancelled_and_what_weaviate_writes_at_its_end_does_not_stay(
+    site: Site, fast_clock: None, folder: str
+) -> None:
+    site.weaviate.status, site.weaviate.folder = "TRANSFERRING", folder
+    run = site.backup(type="full")
+    assert "is stalled" in run.error("wait_weaviate_backup")
+    assert "it was cancelled" in run.error("wait_weaviate_backup")
+    assert site.weaviate.cancelled == [id_of(run)]
+    assert site.weaviate.late < 0, "the descriptor came late"
+    assert site.staging.objects == {}
+    assert staging_finding(run)["severity"] == "pass"
+
+
+def test_a_weaviate_that_writes_on_is_named_and_what_comes_late_is_cleared(site: Site, fast_clock: None) -> None:
+    site.weaviate.status, site.weaviate.keeps_on = "TRANSFERRING", True
+    late = iter(["chunk-2", "chunk-3"])
+
+    def writes_on(request: Received) -> None:
+        if request.method == "DELETE" and "chunk-" in request.path and (name := next(late, None)):
+            site.staging.put(request.path.partition("/")[2].partition("/")[2].rpartition("/")[0] + f"/{name}", b"more")
+
+    site.staging.fail = writes_on
+    run = site.backup(type="full")
+    assert "it could not be cancelled" in run.error("wait_weaviate_backup")
+    found = staging_finding(run)
+    assert found["severity"] == "block"
+    assert "may still write there: its backup was TRANSFERRING" in found["observed"]
+    assert "clear release_staging" in found["hint"]
+    assert [key.rpartition("/")[2] for key in site.staging.objects] == ["chunk-3"]
+
+    site.weaviate.keeps_on = False
+    run._try(run.dag.get_task("release_staging"), TaskInstance(run, run.dag.get_task("release_staging")))
+    assert run.results["release_staging", "return_value"]["doubt"] == ""
+    assert site.staging.objects == {}
+    assert site.weaviate.cancelled == [id_of(run)]
+
+
+def test_a_chunk_that_comes_while_it_is_cleared_is_no_clean_bucket(site: Site) -> None:
+    site.weaviate.status = "FAILED"
+    once = iter([True])
+
+    def writes_on(request: Received) -> None:
+        if request.method == "DELETE" and next(once, False):
+            site.staging.put(f"{request.path.split('/')[2]}/weaviate-0/late/chunk-9", b"late")
+
+    site.staging.fail = writes_on
+    run = site.backup(type="full")
+    assert staging_finding(run)["severity"] == "block"
+    assert "1 objects came while it was cleared" in staging_finding(run)["observed"]
+    assert site.staging.objects == {}
+
+
+@pytest.mark.parametrize("folder", ["", "site-1/weaviate/"])
+def test_a_weaviate_that_goes_away_leaves_a_finding_and_no_files(site: Site, fast_clock: None, folder: str) -> None:
+    site.weaviate.status, site.weaviate.folder = "TRANSFERRING", folder
+
+    def goes_away(step: Any, context: Any) -> Any:
+        step = copy.copy(step)
+        step.render_template_fields(context)
+        try:
+            return step.execute(context)
+        finally:
+            site.weaviate.down = True
+
+    run = site.backup(type="full", replaced={"wait_weaviate_backup": goes_away})
+    assert "could not be cancelled" in run.error("wait_weaviate_backup")
+    assert site.staging.objects == {}
+    assert staging_finding(run)["severity"] == "block"
+    assert "its backup was not known at last" in staging_finding(run)["observed"]
+
+
+def test_uploads_that_a_killed_weaviate_has_left_are_ended(site: Site) -> None:
+    def killed(step: Any, context: Any) -> Any:
+        folder = f"{step.backup_id(context)}/weaviate-0"
+        site.staging.uploads = {"u-1": (f"{folder}/chunk-2", {1: b"half"}), "u-2": ("other/chunk-1", {})}
+        return step.execute(context)
+
+    run = site.backup(type="full", replaced={"capture_weaviate": killed})
+    assert run.failed() == []
+    assert list(site.staging.uploads) == ["u-2"]
+
+
+def test_a_path_of_weaviates_own_in_the_bucket_changes_nothing(site: Site) -> None:
+    site.weaviate.folder = "site-1/weaviate/"
+    site.staging.put("site-1/weaviate/full-20261120t100000z-1a2b3c/weaviate-0/A/chunk-1", b"of a run that died")
+    full = site.backup(type="full", run_id="first")
+    second = site.backup(type="incremental", run_id="second")
+    assert (full.failed(), second.failed()) == ([], [])
+    assert site.weaviate.asked[-1] == {"id": id_of(second), "incremental_base_backup_id": id_of(full)}
+    assert facts_of(site, second, "weaviate")["incremental"] == "yes"
+    folders = {key.removeprefix(site.weaviate.folder).partition("/")[0] for key in site.staging.objects}
+    assert folders == {id_of(full), id_of(second)}
     check_nothing_left(site)
 
 

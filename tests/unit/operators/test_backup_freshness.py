@@ -263,5 +263,5 @@ def test_an_alert_that_can_not_be_sent_is_in_the_log_and_harms_nothing(
 
 
 def test_every_backup_procedure_sends_an_alert_when_it_is_red(dags: dict[str, Any]) -> None:
-    for name in ("backup_freshness", "backup_retention", "backup_verification"):
+    for name in ("backup", "backup_freshness", "backup_retention", "backup_verification"):
         assert dags[name].get_task("verify_outcome").on_failure_callback, name

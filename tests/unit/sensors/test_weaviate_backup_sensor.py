@@ -17,7 +17,11 @@ from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.hooks.weaviate_api import WeaviateHook
 from nephoran_maintenance.sensors.weaviate_backup import WeaviateBackupSensor
 from nephoran_maintenance.triggers.base import PollingTrigger
-from nephoran_maintenance.triggers.weaviate_backup import WeaviateBackupTrigger, WeaviateIdleTrigger
+from nephoran_maintenance.triggers.weaviate_backup import (
+    WeaviateBackupTrigger,
+    WeaviateEndTrigger,
+    WeaviateIdleTrigger,
+)
 from tests.unit.hooks.fake_servers import Answer, Received, Reply, Server, connection_json, serving
 
 ID = "backup-20261124t023000z-abcdef"
@@ -34,6 +38,7 @@ class FakeWeaviate:
         self.created: list[dict[str, Any]] = []
         self.cancelled: list[str] = []
         self.refuse = ""
+        self.path = ""
         self.down = 0
 
     def __call__(self, request: Received) -> Reply:
@@ -48,7 +53,8 @@ class FakeWeaviate:
                 return Reply(422, {"error": [{"message": self.refuse}]})
             self.created.append(request.json)
             self.statuses.setdefault(request.json["id"], [{"status": "STARTED"}])
-            return Reply(200, {"id": request.json["id"], "status": "STARTED"})
+            path = {"path": self.path.format(request.json["id"])} if self.path else {}
+            return Reply(200, {"id": request.json["id"], "status": "STARTED", **path})
         if request.method == "DELETE":
             self.cancelled.append(name)
             return Reply(204)
@@ -149,6 +155,20 @@ def test_starts_a_backup_of_everything_and_waits_for_it(weaviate: FakeWeaviate) 
     assert (found.method_name, found.trigger.backup_id) == ("conclude", ID)
     assert found.trigger.staging_prefix == f"{ID}/"
     assert found.trigger.deadline_at == (START + timedelta(hours=24)).isoformat()
+
+
+def test_measures_where_weaviate_says_that_it_writes(weaviate: FakeWeaviate) -> None:
+    weaviate.path = "s3://staging/site-1/weaviate/{}"
+    found = deferred(sensor(staging_connection_id="staging_test", staging_bucket="staging"))
+    assert isinstance(found.trigger, WeaviateBackupTrigger)
+    assert found.trigger.staging_prefix == f"site-1/weaviate/{ID}/"
+
+
+def test_a_backup_into_another_bucket_is_cancelled(weaviate: FakeWeaviate) -> None:
+    weaviate.path = "s3://elsewhere/{}"
+    with pytest.raises(AirflowFailException, match="weaviate-staging-elsewhere"):
+        sensor(staging_connection_id="staging_test", staging_bucket="staging").execute({})
+    assert weaviate.cancelled == [ID]
 
 
 def test_a_repeated_step_finds_the_backup_that_it_has_started(weaviate: FakeWeaviate) -> None:
@@ -403,6 +423,26 @@ async def test_a_turn_comes_however_the_other_one_ends(weaviate: FakeWeaviate, l
 async def test_the_wait_for_a_turn_has_an_end(weaviate: FakeWeaviate) -> None:
     event = await only_event(idle(deadline_at="2020-01-01T00:00:00+00:00"))
     assert event["state"] == "timeout"
+
+
+def end(**changes: Any) -> WeaviateEndTrigger:
+    parameters: dict[str, Any] = {"connection_id": "weaviate_test", "backend": "s3", "backup_id": ID}
+    return WeaviateEndTrigger(**{**parameters, "poll_interval_seconds": 0.001, **changes})
+
+
+async def test_the_end_of_a_backup_is_brought_about_and_seen_more_than_once(weaviate: FakeWeaviate) -> None:
+    words = ("TRANSFERRING", "CANCELLING", "CANCELED")
+    weaviate.statuses[ID] = [{"status": word, "path": f"s3://s/{ID}"} for word in words] + [None, None, None]
+    event = await only_event(end())
+    assert (event["state"], event["path"]) == ("complete", f"s3://s/{ID}")
+    assert weaviate.cancelled == [ID], "what is being cancelled is left alone"
+    assert len(weaviate.statuses[ID]) == 1, "two more looks came after the end"
+
+
+async def test_an_end_that_does_not_come_is_told(weaviate: FakeWeaviate) -> None:
+    weaviate.statuses[ID] = [{"status": "FINALIZING"}]
+    event = await only_event(end(deadline_at="2020-01-01T00:00:00+00:00"))
+    assert (event["state"], event["status"]) == ("timeout", "FINALIZING")
 
 
 # ------------------------------------------------------------------------------------------------------------ the hook
