@@ -367,7 +367,16 @@ def first_test_intent(method: str, path: str, body: Any) -> bool:
     return method == "POST" and path.endswith("/networkintents")
 
 
-def test_a_test_intent_that_a_stopped_owner_creates_late_is_taken_away_again(system: System) -> None:
+def last_test_intent(method: str, path: str, body: Any) -> bool:
+    return first_test_intent(method, path, body) and path.startswith("/apis/nephoran.com/")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "made"), [pytest.param(first_test_intent, 1, id="first"), pytest.param(last_test_intent, 2, id="last")]
+)
+def test_a_test_intent_that_a_stopped_owner_creates_late_is_taken_away_again(
+    system: System, chosen: Callable[[str, str, Any], bool], made: int
+) -> None:
     """An object that is not there yet can bear no fence."""
     before = system.specs()
 
@@ -375,11 +384,11 @@ def test_a_test_intent_that_a_stopped_owner_creates_late_is_taken_away_again(sys
         pass_time(system)
         assert command_line(system, "recover") == 0
 
-    with stopped_at(first_test_intent, meanwhile) as held_up:
+    with stopped_at(chosen, meanwhile) as held_up:
         run = system.upgrade(components=TWO)
     assert len(held_up) == 1
     created = [r for r in system.cluster.accepted if first_test_intent(r.method, r.path, None)]
-    assert len(created) == 1, "the API server takes it, and the step makes no other"
+    assert len(created) == made, "the API server takes it, and the step makes no other"
     assert "[lease-lost]" in run.error("functional_test.apply_test_intents")
     assert run.states["verify_outcome"] == "failed"
     assert ended_well(system, before) == "old"
