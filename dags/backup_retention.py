@@ -4,7 +4,8 @@
 **Purpose.** Deletes backups that are past their time, and what unfinished runs have left. Everything stays for 90 days; of what
 is older, 7 days, 5 weeks, 12 months and 2 years keep one backup each (`backup.retention` in the profile). Whatever the rules
 say, it never deletes the last verified one, the last checked one with data, a link that anything kept is built on, what the
-store has locked, or what has a manifest that does not count.
+store has locked, or what has a manifest or a note that does not count, and what that builds on: nobody knows what an
+incremental one without a manifest needs, so with it every older one stays.
 
 **When to run, when not.** By itself every day at 04:30 UTC, once the profile names signers. By hand to see what would go, in any
 window and freeze. Not to make room in a hurry: shorten `backup.retention` first, and look at the plan.
@@ -33,7 +34,8 @@ cluster.
 **Roll back.** None: what was deleted is gone, with all its versions.
 
 **If it fails.** Backups stay longer than they need to, which is safe. *Not deleted: locked* needs nothing, a later run deletes it.
-A backup whose manifest does not count is a finding of its own: find out who wrote it.
+A backup whose manifest or note does not count is a finding of its own: find out who wrote it, and take its folder away by hand
+once you are sure that nothing needs it, or nothing older is deleted any more.
 """
 
 from __future__ import annotations

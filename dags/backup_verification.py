@@ -27,7 +27,8 @@ step `verify_contents` a pool of its own (`backup.decryption_pool`), so that it 
 **Duration and blast radius.** Some 100 MiB a second. Writes one small signed note for each backup that was read; changes nothing in
 the cluster. Nothing decrypted touches a disk.
 
-**Verify.** The report says *readable*, and its table when each recipient last decrypted one.
+**Verify.** The report says *readable*. Its tables say when each recipient last decrypted one, and list all backups: the chain of
+each, whether it is checked or verified, its age, and why retention keeps it.
 
 **Roll back.** Nothing to roll back.
 

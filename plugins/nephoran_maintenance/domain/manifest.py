@@ -259,9 +259,22 @@ def open_note(
     :param recipient: who has opened it, for the grade *opened*.
     :raises PermanentError: ``openpgp-signature-invalid`` or ``manifest-invalid``.
     """
+    note = open_left_note(identifier, grade, data, signature, verify, recipient)
+    if note.manifest_sha256 != sha256_of(manifest):
+        raise _invalid(identifier, "has a note on another manifest")
+    return note
+
+
+def open_left_note(
+    identifier: str, grade: str, data: bytes, signature: str, verify: Verify, recipient: str = ""
+) -> Note:
+    """Return a note on a backup that may be gone: what it says of the manifest can't be compared.
+
+    :raises PermanentError: ``openpgp-signature-invalid`` or ``manifest-invalid``.
+    """
     verify(data, signature)
     note = _parsed(Note, identifier, data)
-    if note.backup_id != identifier or note.manifest_sha256 != sha256_of(manifest):
+    if note.backup_id != identifier:
         raise _invalid(identifier, f"has a note on another manifest, of {note.backup_id}")
     if (note.grade, note.recipient) != (grade, recipient):
         raise _invalid(identifier, f"has a note {note.grade} {note.recipient} in the place of {grade} {recipient}")

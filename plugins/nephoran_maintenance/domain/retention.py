@@ -50,6 +50,7 @@ class Verdict:
 class RetentionPlan:
     verdicts: tuple[Verdict, ...]
     asks_for_approval: bool
+    at: datetime
 
     @property
     def to_delete(self) -> tuple[str, ...]:
@@ -95,7 +96,7 @@ def plan_retention(
     children = [name for name in unreadable if name.startswith("incremental-")]
     verdicts = [verdict for own in systems.values() for verdict in _verdicts(*own, children, at, rules)]
     verdicts.sort(key=lambda verdict: (verdict.backup.started_at, verdict.backup.backup_id), reverse=True)
-    return RetentionPlan(tuple(verdicts), sum(not verdict.keep for verdict in verdicts) > rules.approval_above)
+    return RetentionPlan(tuple(verdicts), sum(not verdict.keep for verdict in verdicts) > rules.approval_above, at)
 
 
 def find_leftovers(folders: Iterable[Folder], at: datetime, safe_age: timedelta) -> list[Folder]:

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from nephoran_maintenance.domain.backups import is_backup_id, started_at_of
 from nephoran_maintenance.domain.chain import KnownBackup, chain_of
 from nephoran_maintenance.domain.findings import Finding
-from nephoran_maintenance.domain.manifest import Recipient
+from nephoran_maintenance.domain.manifest import Note, Recipient
 from nephoran_maintenance.domain.openpgp_keys import EXPIRY_WARNING
+from nephoran_maintenance.domain.retention import RetentionPlan
 from nephoran_maintenance.errors import PermanentError
 
 READ_WITHIN = timedelta(days=30)
@@ -124,12 +126,15 @@ def check_signers(ends: Mapping[str, datetime | None], at: datetime) -> list[Fin
     return findings
 
 
-def last_opened(backups: Iterable[Readable]) -> dict[str, datetime]:
-    """Return by name of the recipient when they last decrypted a backup."""
+def last_opened(backups: Iterable[Readable], left: Iterable[Note] = ()) -> dict[str, datetime]:
+    """Return by name of the recipient when they last decrypted a backup.
+
+    :param left: notes on backups that are gone: who has opened one did so also after retention has deleted it.
+    """
     latest: dict[str, datetime] = {}
-    for one in backups:
-        for name, moment in one.opened.items():
-            latest[name] = max(moment, latest.get(name, moment))
+    moments = [moment for one in backups for moment in one.opened.items()]
+    for name, moment in (*moments, *((note.recipient, note.at) for note in left)):
+        latest[name] = max(moment, latest.get(name, moment))
     return latest
 
 
@@ -138,13 +143,51 @@ def check_openings(names: Iterable[str], latest: Mapping[str, datetime], at: dat
     findings = []
     for name in names:
         when = latest.get(name)
-        seen = f"last decrypted one at {when:%Y-%m-%d}" if when else "has never decrypted one"
+        seen = f"last decrypted one at {when:%Y-%m-%d}" if when else "no note says that it has ever decrypted one"
         if when is not None and at - when <= OPENED_WITHIN:
             findings.append(Finding("recipients", "pass", name, seen, "once a quarter"))
         else:
             hint = "Run backup_verification with this key: nobody knows whether it opens anything."
             findings.append(Finding("recipients", "warn", name, seen, "once a quarter", hint))
     return findings
+
+
+COLUMNS = ["backup", "chain", "state", "age in days", "kept because"]
+
+
+def backups_table(plan: RetentionPlan, problems: Mapping[str, str]) -> list[list[str]]:
+    """Return a row for each backup: its chain, its state, its age, and why retention keeps it; the newest first.
+
+    :param problems: by id, why one does not count.
+    """
+    by_id = {verdict.backup.backup_id: verdict.backup for verdict in plan.verdicts}
+    rows = [
+        [
+            verdict.backup.backup_id,
+            _place(verdict.backup, by_id),
+            "does not count" if verdict.backup.backup_id in problems else _state(verdict.backup),
+            f"{verdict.age_days:.1f}",
+            ", ".join(verdict.reasons) or "it is not: retention deletes it",
+        ]
+        for verdict in plan.verdicts
+    ]
+    unread = [name for name in problems if name not in by_id and is_backup_id(name)]
+    ages = {name: f"{(plan.at - started_at_of(name)) / timedelta(days=1):.1f}" for name in unread}
+    return rows + [[name, "unknown", "does not count", ages[name], "nothing unread is deleted"] for name in unread]
+
+
+def _state(backup: KnownBackup) -> str:
+    return "verified" if backup.verified_at else "checked" if backup.checked_at else "not checked"
+
+
+def _place(backup: KnownBackup, by_id: Mapping[str, KnownBackup]) -> str:
+    if backup.parent is None:
+        return "alone" if backup.type == "config-only" else "begins one"
+    try:
+        links = chain_of(backup.backup_id, by_id)
+    except PermanentError:
+        return f"broken, built on {backup.parent_id}"
+    return f"link {len(links)} of {links[0].backup_id}, built on {backup.parent_id}"
 
 
 def check_chains(backups: Iterable[KnownBackup]) -> list[Finding]:

@@ -11,6 +11,7 @@ from datetime import datetime
 from nephoran_maintenance.domain.backups import (
     CHECKED_NOTE,
     MANIFEST,
+    OPENED_FOLDER,
     SIGNATURE_SUFFIX,
     VERIFIED_NOTE,
     folder_of,
@@ -27,6 +28,7 @@ from nephoran_maintenance.domain.manifest import (
     compare_files,
     compare_recipients,
     encoded,
+    open_left_note,
     open_manifest,
     open_note,
     sha256_of,
@@ -126,6 +128,28 @@ class BackupStore:
                 return None
             raise
         return open_note(backup_id, grade, data, signature, self._verify, manifest, recipient)
+
+    def left_notes(self, gone: Callable[[str], bool]) -> tuple[list[Note], dict[str, str]]:
+        """Return the notes of who has opened backups that are gone, and by id why one of them does not count.
+
+        :param gone: whether a backup is gone.
+        """
+        folder = f"{self._prefix}/{OPENED_FOLDER}/"
+        keys = set(self.store.list(folder))
+        notes: list[Note] = []
+        problems: dict[str, str] = {}
+        for key in sorted(keys):
+            backup_id, _, name = key.removeprefix(folder).partition("/")
+            recipient = name.removesuffix(".json")
+            # Without its signature it was being deleted.
+            if name == recipient or not is_backup_id(backup_id) or f"{key}{SIGNATURE_SUFFIX}" not in keys:
+                continue
+            if gone(backup_id):
+                try:
+                    notes.append(open_left_note(backup_id, "opened", *self._read_signed(key), self._verify, recipient))
+                except PermanentError as error:
+                    problems[backup_id] = str(error)
+        return notes, problems
 
     def files_of(self, backup_id: str, source: str) -> Link:
         """Return what a backup's inventory says of a source: digests by path, and what no longer belongs to it.

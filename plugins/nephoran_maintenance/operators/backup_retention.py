@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -199,8 +199,8 @@ class DeleteBackupsOperator(RetentionStep):
     """Delete what was planned and is past its time still: every version of every file, the manifest first.
 
     A backup of which anything is locked is left whole. The notes of who has opened it go after it, once their own locks
-    have ended. Returns ``{"deleted": {id: bytes}, "held": {id: reason},
-    "spared": [id]}``. Safe to repeat: yes; what is gone is on no list any more.
+    have ended; the last one of each recipient stays, as it alone says when they did. Returns ``{"deleted": {id: bytes},
+    "held": {id: reason}, "spared": [id]}``. Safe to repeat: yes; what is gone is on no list any more.
 
     :raises PermanentError: ``approval-missing``.
     """
@@ -229,11 +229,27 @@ class DeleteBackupsOperator(RetentionStep):
                 else:
                     deleted[identifier] = sum(one.size_bytes for one in stored)
                     self.log.info("%s is deleted: %d bytes", identifier, deleted[identifier])
+            last = last_notes(notes, there=set(contents) - set(deleted))
             for identifier in [name for name in notes if name in deleted or name not in contents]:
                 for note in notes[identifier]:
-                    if not bucket.store.lock_of(note, now):
+                    if note.key.removesuffix(SIGNATURE_SUFFIX) not in last and not bucket.store.lock_of(note, now):
                         bucket.store.delete(note)
         return {"deleted": deleted, "held": held, "spared": [name for name in chosen if name not in still]}
+
+
+def last_notes(notes: Stored, there: Collection[str]) -> set[str]:
+    """Return the keys of the newest note of each recipient.
+
+    :param there: ids of the backups that stay: of two notes of the same moment that on one of them counts.
+    """
+    newest: dict[str, tuple[datetime, bool, str]] = {}
+    for identifier, stored in notes.items():
+        for one in stored:
+            if one.is_mark or one.upload_id or not one.key.endswith(".json"):
+                continue
+            recipient, candidate = one.key.rpartition("/")[2], (one.written_at, identifier in there, one.key)
+            newest[recipient] = max(candidate, newest.get(recipient, candidate))
+    return {key for _, _, key in newest.values()}
 
 
 def needed_by(identifier: str, parents: Mapping[str, str], held: Iterable[str]) -> str:

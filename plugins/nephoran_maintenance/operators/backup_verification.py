@@ -27,7 +27,9 @@ from nephoran_maintenance.domain.report import Overall, conclusion
 from nephoran_maintenance.domain.retention import kept_until, plan_retention
 from nephoran_maintenance.domain.step_ids import CHECK_REQUEST, PLAN_READING, VERIFY_CONTENTS
 from nephoran_maintenance.domain.verification import (
+    COLUMNS,
     Readable,
+    backups_table,
     check_chains,
     check_keys,
     check_openings,
@@ -153,8 +155,8 @@ class CheckVerificationOperator(VerificationStep):
 class PlanReadingOperator(VerificationStep):
     """Choose what is read today, and look at keys, openings and chains. Reads manifests and notes alone.
 
-    Returns ``{"chosen", "planned_at", "findings", "keys", "opened"}``. Where nothing is to be read, or nothing can be, the
-    reading is skipped. Safe to repeat: yes.
+    Returns ``{"chosen", "planned_at", "findings", "keys", "opened", "backups"}``. Where nothing is to be read, or nothing
+    can be, the reading is skipped. Safe to repeat: yes.
 
     :raises PermanentError: ``backup-not-found`` for a backup that was asked for.
     """
@@ -168,6 +170,8 @@ class PlanReadingOperator(VerificationStep):
             listing = backups.list()
             problems = dict(listing.problems)
             readables = [self.readable(backups, known, problems) for known in listing.backups]
+            there = {*problems, *(known.backup_id for known in listing.backups)}
+            left, of_gone = backups.left_notes(lambda identifier: identifier not in there)
             pins = pinned(profile.backup.recipients)
             keys = {
                 key.fingerprint: (pin.name, key.expires_at)
@@ -179,11 +183,14 @@ class PlanReadingOperator(VerificationStep):
             Finding(
                 "manifests", "block", name, problem, "a signed manifest and notes that count", "Find out who wrote it."
             )
-            for name, problem in problems.items()
+            for name, problem in (problems | of_gone).items()
         ]
         findings += check_chains(listing.backups)
         rules = profile.backup.retention
-        retention = plan_retention(listing.backups, now, rules, doubtful=listing.doubtful)
+        unreadable = set(listing.problems) - {one.backup_id for one in listing.doubtful}
+        retention = plan_retention(
+            listing.backups, now, rules, doubtful=listing.doubtful, unreadable=sorted(unreadable)
+        )
         findings += check_keys(keys, readables, now, kept_until(retention, rules))
         findings += check_signers(signers, now)
         findings += overdue([one for one in readables if one.backup.backup_id not in chosen], now)
@@ -196,7 +203,8 @@ class PlanReadingOperator(VerificationStep):
             "planned_at": now.isoformat(),
             "findings": [finding.to_dict() for finding in findings],
             "keys": {print_: [name, f"{end:%Y-%m-%d}" if end else "never"] for print_, (name, end) in keys.items()},
-            "opened": {name: when.isoformat() for name, when in last_opened(readables).items()},
+            "opened": {name: when.isoformat() for name, when in last_opened(readables, left).items()},
+            "backups": backups_table(retention, problems),
         }
         self.log.info("%d of %d backups are read: %s", len(chosen), len(readables), ", ".join(chosen) or "none")
         blocked = any(finding.severity == "block" for finding in findings)
@@ -334,7 +342,9 @@ def recipient_of(manifest: Manifest, opener: Opener) -> str:
 
 
 class ReportVerificationOperator(ReportOperator):
-    """Write the report of the deep read: what was read, when each recipient last decrypted, and which keys end."""
+    """Write the report of the deep read: what was read, when each recipient last decrypted, which keys end, and a list of
+    all backups with their chains.
+    """
 
     def build(self, context: Context, profile: SystemProfile, operation: str) -> dict[str, Any]:
         report = super().build(context, profile, operation)
@@ -350,15 +360,16 @@ class ReportVerificationOperator(ReportOperator):
         if plan:
             names = [name for name, _ in keys.values()] or [BY_PASSPHRASE]
             findings += check_openings(names, opened, datetime.now(UTC))
-        table = {
+        who = {
             "title": "Who can open the backups",
             "columns": ["recipient", "fingerprint", "key ends", "last decrypted"],
             "rows": [
-                [name, fingerprint, end, f"{opened[name]:%Y-%m-%d}" if name in opened else "never"]
+                [name, fingerprint, end, f"{opened[name]:%Y-%m-%d}" if name in opened else "no note"]
                 for fingerprint, (name, end) in keys.items()
             ],
         }
-        return {**report, **conclusion(how, [*findings, *map(about, rows)]), "tables": [table]}
+        chains = {"title": "Backups", "columns": COLUMNS, "rows": plan.get("backups", [])}
+        return {**report, **conclusion(how, [*findings, *map(about, rows)]), "tables": [who, chains]}
 
 
 def about(row: dict[str, Any]) -> Finding:

@@ -173,7 +173,7 @@ def test_each_recipient_is_told_when_they_last_decrypted() -> None:
     assert found == {
         "operations": ("pass", "last decrypted one at 2026-12-29"),
         "escrow": ("warn", "last decrypted one at 2026-09-30"),
-        "board": ("warn", "has never decrypted one"),
+        "board": ("warn", "no note says that it has ever decrypted one"),
     }
 
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from nephoran_maintenance.errors import PermanentError
+from nephoran_maintenance.errors import MaintenanceError, PermanentError
 from nephoran_maintenance.hooks.object_deletion import DeletingStore
 from tests.unit.hooks.fake_s3 import DELETER, FIRST_MOMENT, FakeS3, connection_to
 from tests.unit.hooks.fake_servers import Server, serving
@@ -44,6 +44,20 @@ def test_everything_is_versions_marks_and_unfinished_uploads(store: DeletingStor
     assert len([one for one in found if one.version_id and not one.is_mark]) == 6
     assert [one.key for one in found if one.is_mark] == ["b/one/notes"]
     assert [one.key for one in found if one.upload_id] == ["b/one/big"]
+
+
+def test_a_store_that_does_not_tell_whether_it_keeps_versions_is_asked_for_them(
+    store: DeletingStore, s3: FakeS3
+) -> None:
+    """versitygw tells it the owner of the bucket alone, whatever a policy says."""
+    denied = FakeS3.error(403, "AccessDenied")
+    s3.fail = lambda request: denied if "versioning" in request.query else None
+    assert len([one for one in store.everything("b/one/") if one.version_id and not one.is_mark]) == 6
+    assert store.delete_all(store.everything("b/one/"), LATER, FIRST) == ""
+    assert {key for key, _ in s3.versions} == {"b/other/archive"}
+    s3.fail = lambda request: FakeS3.error(500, "InternalError") if "versioning" in request.query else None
+    with pytest.raises(MaintenanceError):
+        store.everything("b/other/")
 
 
 def test_all_of_a_folder_goes_and_its_first_file_first(store: DeletingStore, s3: FakeS3) -> None:

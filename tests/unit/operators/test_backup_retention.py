@@ -148,6 +148,34 @@ def test_notes_of_who_has_opened_a_backup_go_with_it_and_do_not_keep_it(bucket: 
     assert note not in bucket.s3.objects
 
 
+def test_when_a_recipient_last_decrypted_is_known_after_the_backup_is_gone(
+    bucket: BackupBucket, dags: dict[str, Any], dag: Any
+) -> None:
+    """Everything goes after 90 days, and a quarter has 92."""
+    bucket.add(1), bucket.add(400)
+    gone, older = bucket.add(401), bucket.add(402)
+    for one, recipient in ((older, "escrow"), (older, "operations"), (gone, "escrow")):
+        bucket.note(one, "opened", NOW - timedelta(days=11), recipient=recipient)
+    for (key, version), days in {place: 20 if older in place[0] else 11 for place in bucket.s3.versions}.items():
+        if "/opened/" in key:
+            bucket.s3.written_at[version] = NOW - timedelta(days=days)
+    clean_up(dag)
+    assert not {gone, older} & bucket.ids()
+    left = sorted(key for key in bucket.s3.objects if "/opened/" in key)
+    assert left == sorted(
+        f"backups/opened/{name}.json{suffix}"
+        for name in (f"{gone}/escrow", f"{older}/operations")
+        for suffix in ("", ".asc")
+    )
+    run = DagRunner(dags["backup_verification"], {}).run()
+    said = {f["object"]: f["observed"] for f in run.report["findings"] if f["check"] == "recipients"}
+    day = f"{NOW - timedelta(days=11):%Y-%m-%d}"
+    assert said == dict.fromkeys(("operations", "escrow"), f"last decrypted one at {day}")
+    bucket.s3.put(f"backups/opened/{gone}/escrow.json", b"{}")
+    run = DagRunner(dags["backup_verification"], {}).run()
+    assert [f["object"] for f in run.report["findings"] if f["check"] == "manifests"] == [gone]
+
+
 def test_what_unfinished_runs_left_goes_when_it_is_old_enough(bucket: BackupBucket, dag: Any) -> None:
     kept = bucket.add(1)
     bucket.s3.put("backups/full-20260101t000000z-aaaaaa/objects.tar.zst.gpg", b"left")

@@ -62,9 +62,9 @@ def test_what_is_due_is_decrypted_compared_and_noted(bucket: BackupBucket, dag: 
     assert (note["grade"], note["recipient"], note["files"]) == ("opened", "operations", 1)
     assert f"backups/opened/{due}/operations.json.asc" in bucket.s3.objects
     assert opened(bucket, young) is None
-    (table,) = run.report["tables"]
-    assert [(row[0], row[3]) for row in table["rows"]] == [("operations", note["at"][:10]), ("escrow", "never")]
-    assert warnings_of(run, "recipients") == {"escrow": "has never decrypted one"}
+    who, _ = run.report["tables"]
+    assert [(row[0], row[3]) for row in who["rows"]] == [("operations", note["at"][:10]), ("escrow", "no note")]
+    assert warnings_of(run, "recipients") == {"escrow": "no note says that it has ever decrypted one"}
     verify(dag)
     assert opened(bucket, young), "the share of the next run"
     left = [json.dumps(list(run.results.values())).encode(), *bucket.s3.objects.values()]
@@ -91,7 +91,7 @@ def test_the_escrow_proves_its_key_with_a_connection_of_its_own(
     run = verify(dag, backup=one, key_connection="openpgp_decryption_escrow")
     assert run.failed() == []
     assert opened(bucket, one, "escrow")
-    assert warnings_of(run, "recipients") == {"operations": "has never decrypted one"}
+    assert warnings_of(run, "recipients") == {"operations": "no note says that it has ever decrypted one"}
     assert "[parameters-invalid]" in verify(dag, key_connection="kubernetes_backup").error("check_request")
 
 
@@ -158,6 +158,22 @@ def test_a_signer_that_ends_is_told_and_what_an_ended_one_signed_is_read(bucket:
     found = warnings_of(run, "keys")
     assert set(found) == {"signer ends-soon"}
     assert found["signer ends-soon"].startswith("ends at ")
+
+
+def test_all_backups_are_listed_with_their_chains(bucket: BackupBucket, dag: Any) -> None:
+    full = bucket.add(5, members=FILES)
+    first = bucket.add(4, "incremental", parent=full, members=FILES)
+    second = bucket.add(3, "incremental", parent=first, checked=False, members=FILES)
+    config, hidden = bucket.add(2, "config-only", members=FILES), bucket.add(1, members=FILES)
+    bucket.s3.put(f"backups/{hidden}/manifest.json.asc", b"not a signature")
+    _, table = verify(dag).report["tables"]
+    rows = {row[0]: row[1:] for row in table["rows"]}
+    assert list(rows) == [config, second, first, full, hidden]
+    assert rows[full][:3] == ["begins one", "checked", "5.0"]
+    assert rows[second][:3] == [f"link 3 of {full}, built on {first}", "not checked", "3.0"]
+    assert rows[config][0] == "alone"
+    assert rows[hidden][:3] == ["unknown", "does not count", "1.0"]
+    assert f"needed by {second}" in rows[first][3]
 
 
 def flip(bucket: BackupBucket, key: str) -> None:
