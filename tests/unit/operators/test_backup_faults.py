@@ -18,6 +18,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from nephoran_maintenance.hooks.openpgp import memory_folder
 from nephoran_maintenance.hooks.weaviate_api import WeaviateHook
 from nephoran_maintenance.operators.backup_step import BackupStep
 from nephoran_maintenance.operators.base import operation_of
+from nephoran_maintenance.triggers.base import PollingTrigger
 from tests.unit.dag_runner import DagRunner, TaskInstance
 from tests.unit.hooks.fake_servers import Received, Reply, connection_json, serving
 from tests.unit.hooks.test_object_listing import BUSY, Clock
@@ -372,6 +374,17 @@ def test_two_at_once_take_nothing_from_each_other(site: Site) -> None:
 # ------------------------------------------------------------------------------------------------------ the staging bucket
 
 
+@pytest.fixture
+def fast_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a minute pass between two looks of a trigger, from the moment at which it began."""
+
+    def now(trigger: PollingTrigger) -> datetime:
+        looks = trigger.__dict__.setdefault("looks", itertools.count())
+        return datetime.now(UTC) + timedelta(minutes=next(looks))
+
+    monkeypatch.setattr(PollingTrigger, "now", now)
+
+
 def staging_finding(run: DagRunner) -> dict[str, Any]:
     (found,) = [found for found in run.report["findings"] if found["check"] == "staging bucket"]
     return dict(found)
@@ -421,7 +434,8 @@ def test_a_chunk_that_comes_while_it_is_cleared_is_no_clean_bucket(site: Site) -
 
     def writes_on(request: Received) -> None:
         if request.method == "DELETE" and next(once, False):
-            site.staging.put(f"{request.path.split('/')[2]}/weaviate-0/late/chunk-9", b"late")
+            # The list has passed it already.
+            site.staging.put(f"{request.path.split('/')[2]}/a-node/late/chunk-9", b"late")
 
     site.staging.fail = writes_on
     run = site.backup(type="full")
