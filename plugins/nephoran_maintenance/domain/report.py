@@ -128,6 +128,7 @@ def build_report(
     backup: Mapping[str, Any] | None = None,
     wanted_back: bool = False,
     owner: str | None = None,
+    gate_seconds: float | None = None,
 ) -> dict[str, Any]:
     """Return the report as plain data.
 
@@ -137,6 +138,7 @@ def build_report(
     :param health: by component, what its last step has measured.
     :param gates: ``[{"after", "component", "state", "reason", "message", "figures", "findings", "hint", "samples"}]``; the
         state of one that has no verdict is ``off`` or *not measured*.
+    :param gate_seconds: how long a gate judges; 0: they are off; None: the procedure has none.
     :param recovery: what a recovery found, decided and did; see :func:`recovery_facts`.
     :param approval: the fields of :class:`nephoran_maintenance.domain.approval.Approval`; None when it was not asked for.
     :param backup: what was saved before the first change; None: nothing.
@@ -165,6 +167,7 @@ def build_report(
         "functional_test": list(functional_test),
         "probe": dict(probe) if probe else None,
         "gates": [dict(gate) for gate in gates],
+        "gate_seconds": gate_seconds,
         "rollback": list(rollback),
         "findings": [{**finding, "rank": RANK[finding["severity"]]} for finding in findings],
         "failed_steps": list(failed_steps),

@@ -142,6 +142,7 @@ class ReportOperator(StepOperator):
             owner=owner,
             probe_expected=journal is not None and profile.probe is not None,
             gates=gates,
+            gate_seconds=None if reads_only else profile.gate.duration_seconds,
             approval=approval.model_dump(mode="json") if approval else None,
             rollback=list(rollback.values()),
             findings=[*findings, *(found for gate in gates for found in gate["findings"])],
