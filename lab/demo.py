@@ -199,10 +199,18 @@ def summary_lines(report: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         ("operation", str(report["operation_id"])),
         ("backup", _backup_text(report.get("backup"))),
         ("requests", f"{probe.get('sent', 'not measured')} sent, {probe.get('failed', 'not measured')} failed"),
+        ("metric gates", _gates_text(report.get("gate_seconds"))),
         ("longest gap", f"{gap:.2f} s" if isinstance(gap, int | float) else "not measured"),
         *((f"{component['name']}", _component_text(component)) for component in report.get("components", [])),
         ("report", str(report.get("report_path", "not kept"))),
     ]
+
+
+def _gates_text(seconds: object) -> str:
+    """Return how long each gate judged: the promise of no failed request is the probe's, not theirs, when they are off."""
+    if not isinstance(seconds, int | float):
+        return "not measured"
+    return f"{seconds:g} s each" if seconds else "gates off: 0 s"
 
 
 def _backup_text(backup: Mapping[str, Any] | None) -> str:

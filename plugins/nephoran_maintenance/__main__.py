@@ -5,7 +5,8 @@
     python -m nephoran_maintenance rollback OPERATION [--plan]
 
 Reads nothing but the kubeconfig, the profile and the cluster: the journals in the maintenance namespace say what an
-operation found, intended and did. It uses the engine that the procedures use, and the same lease and fence.
+operation found, intended and did. It uses the engine that the procedures use, and the same lease and fence. What was done
+is reported as the procedures report it, in the same folder.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from nephoran_maintenance.domain.journal import Journal, operation_id
+from nephoran_maintenance.domain.report import recovery_report
 from nephoran_maintenance.engine.recovery import Recovery, Unreadable
+from nephoran_maintenance.engine.report_files import keep_report, write_report
 from nephoran_maintenance.engine.rolling import AnswerWait, RolloutWait, Wait
 from nephoran_maintenance.errors import MaintenanceError, PermanentError
 from nephoran_maintenance.hooks.cluster import KubeconfigClusterHook
@@ -31,6 +34,8 @@ from nephoran_maintenance.profile import load_profile
 
 POLL_SECONDS = 2.0
 GOOD, BAD = 0, 1
+TITLES = {"recover_operation": "Recover operations", "rollback": "Roll back an operation"}
+"""As the procedures are called in Airflow."""
 
 
 def main(arguments: Sequence[str] | None = None, *, sleep: Callable[[float], None] = time.sleep) -> int:
@@ -64,6 +69,7 @@ def _status(recovery: Recovery, _: argparse.Namespace, __: Callable[[float], Non
 
 
 def _recover(recovery: Recovery, chosen: argparse.Namespace, sleep: Callable[[float], None]) -> int:
+    started_at = datetime.now(UTC)
     rows = [found.to_dict() for found in recovery.find(getattr(chosen, "operation", None))]
     if not rows:
         print("no operation is open")
@@ -73,14 +79,20 @@ def _recover(recovery: Recovery, chosen: argparse.Namespace, sleep: Callable[[fl
         if row["decision"] in ("finish", "undo") and not chosen.plan:
             try:
                 journal = _see_through(recovery, row["operation"], sleep)
-            except PermanentError as error:
+            except MaintenanceError as error:
+                _report(recovery, chosen, row, started_at, str(error))
+                if not isinstance(error, PermanentError):
+                    raise
                 # One that can't be recovered keeps no other from it.
                 print(f"error: {error}", file=sys.stderr)
                 left = True
             else:
                 print(f"{row['operation']} is closed: {journal.outcome}")
+                _report(recovery, chosen, row, started_at)
         elif not (row["decision"] == "leave" and recovery.back is False):
             left = True
+            if row["decision"] == "stop" and not chosen.plan:
+                _report(recovery, chosen, row, started_at, f"it can be neither finished nor undone: {row['reason']}")
     return BAD if left and not chosen.plan else GOOD
 
 
@@ -95,6 +107,40 @@ def _see_through(recovery: Recovery, operation: str, sleep: Callable[[float], No
             said = text
             print(f"  waiting for {text}")
         sleep(POLL_SECONDS)
+
+
+def _report(
+    recovery: Recovery, chosen: argparse.Namespace, row: dict[str, Any], started_at: datetime, error: str = ""
+) -> None:
+    """Write the report of what was done with an operation; one that can't be kept is no reason to call that failed."""
+    procedure = _procedure(chosen)
+    given = {name: str(value) for name, value in vars(chosen).items() if name in ("operation", "context") and value}
+    try:
+        report = recovery_report(
+            recovery.store.read(row["operation"]),
+            row,
+            procedure=procedure,
+            title=TITLES[procedure],
+            triggered_by=f"{_caller()}, command line",
+            started_at=started_at,
+            ended_at=datetime.now(UTC),
+            params=given,
+            planned=False,
+            wanted_back=recovery.back,
+            failed_steps=[{"task_id": chosen.name, "error": error}] if error else [],
+        )
+        path = write_report(procedure, report)
+        print(f"report: {keep_report(recovery.profile, path) or path}")
+    except (MaintenanceError, OSError, ImportError) as problem:
+        print(f"the report could not be written, or is only in the local folder: {problem}", file=sys.stderr)
+
+
+def _procedure(chosen: argparse.Namespace) -> str:
+    return "rollback" if chosen.name == "rollback" else "recover_operation"
+
+
+def _caller() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def _words(wait: Wait) -> str:
@@ -112,8 +158,8 @@ def _show(row: dict[str, Any], would: str) -> None:
 
 def _recovery(chosen: argparse.Namespace) -> Recovery:
     now = datetime.now(UTC)
-    who = f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}:{now.isoformat()}"
-    procedure = "rollback" if chosen.name == "rollback" else "recover_operation"
+    who = f"{_caller()}:{os.getpid()}:{now.isoformat()}"
+    procedure = _procedure(chosen)
     key = chosen.weaviate_key_file.read_text(encoding="utf-8").strip() if chosen.weaviate_key_file else ""
     return Recovery(
         KubeconfigClusterHook(chosen.kubeconfig, chosen.context),

@@ -20,8 +20,8 @@ with warnings.catch_warnings():
     from nephoran_maintenance import report_pages
 
 from nephoran_maintenance.airflow_edge import interface_address
+from nephoran_maintenance.engine.report_files import render
 from nephoran_maintenance.errors import PermanentError, TransientError
-from nephoran_maintenance.operators.report import render
 
 PROCEDURE = "rolling_upgrade"
 OPERATION = "rolling-upgrade-20260301t120000-abc123"

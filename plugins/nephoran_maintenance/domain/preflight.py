@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -193,14 +195,47 @@ def check_rollouts(workloads: Mapping[str, JsonObject]) -> list[Finding]:
     return findings
 
 
+PLENTY = 10**6
+"""How many pods fit where nothing that they need is limited."""
+DEFAULT_SURGE = "25%"
+"""Of a Deployment that does not say otherwise, as the API server fills it in."""
+
+
+@dataclass(frozen=True)
+class Surge:
+    """How many pods a rollout runs beside those that are wanted, and which."""
+
+    workload: JsonObject
+    pods: int
+
+
+def surge_of(deployment: JsonObject, policy_surge: int | None) -> Surge:
+    """Return the surge of a Deployment, at most as many as it has replicas; a share of them is rounded up.
+
+    The larger of the live strategy's and the policy's counts: the change goes by the policy, the way back by what was
+    there before.
+
+    :param policy_surge: ``max_surge`` of the profile's policy; None: the live strategy stays.
+    """
+    spec = deployment["spec"]
+    replicas = int(spec.get("replicas", 1))
+    strategy = spec.get("strategy") or {}
+    live: int | str = 0
+    if strategy.get("type", "RollingUpdate") == "RollingUpdate":
+        live = (strategy.get("rollingUpdate") or {}).get("maxSurge", DEFAULT_SURGE)
+    if isinstance(live, str):
+        live = math.ceil(Decimal(live.rstrip("%")) * replicas / 100) if live.endswith("%") else int(live)
+    return Surge(deployment, min(replicas, max(live, policy_surge or 0)))
+
+
 def check_headroom(
-    nodes: Sequence[JsonObject], pods: Sequence[JsonObject], surges: Mapping[str, JsonObject]
+    nodes: Sequence[JsonObject], pods: Sequence[JsonObject], surges: Mapping[str, Surge]
 ) -> list[Finding]:
-    """The pod that each surge adds must fit on a node, one component after the other.
+    """The pods that each surge adds must fit on the nodes, one component after the other.
 
     :param nodes: all nodes.
     :param pods: all pods of all namespaces that are not finished.
-    :param surges: live workload by component, only of those that surge.
+    :param surges: by component, only of those that surge.
     """
     free: dict[str, dict[str, Decimal]] = {}
     for node in nodes:
@@ -223,10 +258,11 @@ def check_headroom(
             Finding("headroom", "block", "nodes", "none is Ready and schedulable", "at least one", "kubectl get nodes.")
         ]
     findings = []
-    for component, workload in surges.items():
-        needed = {**_requests(workload["spec"]["template"]["spec"]), "pods": Decimal(1)}
-        fits = [name for name, room in free.items() if all(room[key] >= needed[key] for key in needed)]
+    for component, surge in surges.items():
+        needed = {**_requests(surge.workload["spec"]["template"]["spec"]), "pods": Decimal(1)}
+        fits = sum(_places(room, needed) for room in free.values()) >= surge.pods
         want = f"{needed['cpu'] * 1000:.0f}m CPU, {needed['memory'] / 2**20:.0f} MiB free on one node"
+        want += f" for each of {surge.pods} pods" if surge.pods != 1 else ""
         best = max(free.values(), key=lambda room: room["cpu"])
         seen = f"at most {best['cpu'] * 1000:.0f}m CPU, {best['memory'] / 2**20:.0f} MiB, {best['pods']} pods free"
         if fits:
@@ -234,10 +270,22 @@ def check_headroom(
         else:
             findings.append(
                 Finding(
-                    "headroom", "block", f"surge of {component}", seen, want, "Free or add capacity for one pod more."
+                    "headroom",
+                    "block",
+                    f"surge of {component}",
+                    seen,
+                    want,
+                    f"Free or add capacity for {surge.pods} more, or lower maxSurge.",
                 )
             )
     return findings
+
+
+def _places(room: Mapping[str, Decimal], needed: Mapping[str, Decimal]) -> int:
+    """Return how many such pods fit into the room of a node; what a pod does not ask for does not limit it."""
+    return max(
+        0, min(int(room[key] // amount) if amount else PLENTY * (room[key] >= 0) for key, amount in needed.items())
+    )
 
 
 def _requests(spec: JsonObject) -> dict[str, Decimal]:
@@ -265,18 +313,19 @@ def _amount(container: JsonObject, field: str, key: str) -> Decimal:
     return quantity(found or 0)
 
 
-def check_quotas(quotas: Sequence[JsonObject], surges: Mapping[str, JsonObject]) -> list[Finding]:
+def check_quotas(quotas: Sequence[JsonObject], surges: Mapping[str, Surge]) -> list[Finding]:
     """A ResourceQuota must leave room for the largest surge."""
     findings = []
-    specs = [workload["spec"]["template"]["spec"] for workload in surges.values()]
+    specs = [(surge.workload["spec"]["template"]["spec"], surge.pods) for surge in surges.values()]
     for quota in quotas:
         status = quota.get("status") or {}
         for resource, hard in (status.get("hard") or {}).items():
             field, _, key = resource.rpartition(".")
             if resource in ("pods", "count/pods"):
-                needed = Decimal(1 if specs else 0)
+                needed = Decimal(max((pods for _, pods in specs), default=0))
             elif key in ("cpu", "memory") and field in ("", "requests", "limits"):
-                needed = max((_amounts(spec, field or "requests")[key] for spec in specs), default=Decimal(0))
+                amounts = (_amounts(spec, field or "requests")[key] * pods for spec, pods in specs)
+                needed = max(amounts, default=Decimal(0))
             else:
                 continue
             left = quantity(hard) - quantity((status.get("used") or {}).get(resource, 0))
@@ -356,19 +405,27 @@ def check_disruption_budgets(budgets: Sequence[JsonObject], *, drains: bool) -> 
 
 
 def check_autoscalers(autoscalers: Sequence[JsonObject]) -> list[Finding]:
-    """An autoscaler that is moving changes replicas under the change's feet."""
+    """An autoscaler that is moving changes replicas under the change's feet; one that has not said blocks as well.
+
+    Kubernetes leaves ``currentReplicas`` out when it is 0; without conditions too, the controller has not looked yet.
+    """
     findings = []
     for scaler in autoscalers:
         name = f"HorizontalPodAutoscaler/{scaler['metadata']['name']}"
         status = scaler.get("status") or {}
-        current, desired = status.get("currentReplicas"), status.get("desiredReplicas")
-        if current is None or not desired or current == desired:
-            severity, hint = "pass", ""
-        else:
+        current, desired = status.get("currentReplicas"), status.get("desiredReplicas") or 0
+        if current is None and status.get("conditions"):
+            current = 0
+        seen, severity, hint = f"{current} replicas, {desired} desired", "pass", ""
+        if current is None:
+            seen, severity = "not measured: its controller has not looked at it yet", "block"
+            hint = "Wait until kubectl get hpa shows its replicas."
+        elif current and not desired:
+            seen, severity = f"{current} replicas, desired ones not measured", "warn"
+            hint = "It has no metrics, and may begin to move once it gets some (kubectl describe hpa)."
+        elif current != desired:
             severity, hint = "block", "Wait until it has settled (kubectl get hpa)."
-        findings.append(
-            Finding("disruption", severity, name, f"{current} replicas, {desired} desired", "not moving", hint)  # type: ignore[arg-type]
-        )
+        findings.append(Finding("disruption", severity, name, seen, "not moving", hint))  # type: ignore[arg-type]
     return findings
 
 

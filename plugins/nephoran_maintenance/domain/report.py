@@ -19,6 +19,7 @@ Overall = Literal[
     "partly-succeeded",
     "rolled-back",
     "failed",
+    "taken-over",
     "planned",
     "refused",
     "not-approved",
@@ -35,10 +36,16 @@ Overall = Literal[
     "fresh",
     "stale",
 ]
+_WANTED_BACK: dict[str, str] = {
+    "rolled-back": "A person wanted it back: every component that was changed is on its recorded template again, verified.",
+    "failed": "A person wanted it back, and the way back has not ended: a person must look at the components below.",
+}
+"""What is said of a way back that no failure was the cause of."""
 _SUMMARIES: dict[str, str] = {
     "succeeded": "Every planned change is in place and verified.",
     "rolled-back": "The change failed; every component that was changed is back on its recorded template, verified.",
     "failed": "The change failed, and so did the way back: a person must look at the components below.",
+    "taken-over": "This run lost the system: what becomes of the change is decided by who has taken it over.",
     "planned": "This is a plan. Nothing was changed.",
     "refused": "The run was stopped before the first change. Nothing was changed.",
     "not-approved": "The change was rejected, or not approved in time. Nothing was changed.",
@@ -65,6 +72,7 @@ def overall(
     changes: int | None,
     reads_only: bool,
     approval: Approval | None = None,
+    taken_over: bool = False,
 ) -> Overall:
     """Return how an operation ended.
 
@@ -73,6 +81,7 @@ def overall(
     :param planned: whether it was to plan only.
     :param changes: number of planned changes; None when there is no plan.
     :param approval: what is recorded of it, when it was asked for.
+    :param taken_over: whether somebody else owns the operation now.
     """
     if reads_only:
         return "not-ready" if failed else "ready"
@@ -83,6 +92,8 @@ def overall(
         if changes == 0:
             return "nothing-to-do"
         return "planned" if planned else "refused"
+    if taken_over and journal.state == "open":
+        return "taken-over"
     if journal.begun() and journal.complete() and journal.verified_at and not failed:
         return "partly-succeeded" if journal.behind() else "succeeded"
     if all(entry.step in ("rolled-back", "planned", "left-out") for entry in journal.entries):
@@ -115,6 +126,9 @@ def build_report(
     recovery: Mapping[str, Any] | None = None,
     approval: Mapping[str, Any] | None = None,
     backup: Mapping[str, Any] | None = None,
+    wanted_back: bool = False,
+    owner: str | None = None,
+    gate_seconds: float | None = None,
 ) -> dict[str, Any]:
     """Return the report as plain data.
 
@@ -124,9 +138,12 @@ def build_report(
     :param health: by component, what its last step has measured.
     :param gates: ``[{"after", "component", "state", "reason", "message", "figures", "findings", "hint", "samples"}]``; the
         state of one that has no verdict is ``off`` or *not measured*.
+    :param gate_seconds: how long a gate judges; 0: they are off; None: the procedure has none.
     :param recovery: what a recovery found, decided and did; see :func:`recovery_facts`.
     :param approval: the fields of :class:`nephoran_maintenance.domain.approval.Approval`; None when it was not asked for.
     :param backup: what was saved before the first change; None: nothing.
+    :param wanted_back: whether a person has asked for the way back of an operation.
+    :param owner: who owns the operation now, where it is not its own run any more.
     :param probe_expected: whether a probe was to run; without its result the probe's figures read *not measured*.
     """
     if probe is None and probe_expected:
@@ -137,7 +154,8 @@ def build_report(
         "title": title,
         "system": system,
         "overall": how,
-        "summary": _summary(how, journal),
+        "summary": _WANTED_BACK[how] if wanted_back and how in _WANTED_BACK else _summary(how, journal),
+        "elsewhere": None if recovery else elsewhere(journal, owner),
         "triggered_by": triggered_by,
         "started_at": started_at.isoformat(timespec="seconds") if started_at else NOT_MEASURED,
         "ended_at": ended_at.isoformat(timespec="seconds"),
@@ -149,6 +167,7 @@ def build_report(
         "functional_test": list(functional_test),
         "probe": dict(probe) if probe else None,
         "gates": [dict(gate) for gate in gates],
+        "gate_seconds": gate_seconds,
         "rollback": list(rollback),
         "findings": [{**finding, "rank": RANK[finding["severity"]]} for finding in findings],
         "failed_steps": list(failed_steps),
@@ -156,6 +175,65 @@ def build_report(
         "approval": dict(approval) if approval else None,
         "backup": dict(backup) if backup else None,
     }
+
+
+def elsewhere(journal: Journal | None, owner: str | None) -> dict[str, str] | None:
+    """Return where it is said what became of an operation that its run has lost: ``text`` and ``address``, relative to the page.
+
+    :param owner: who owns the operation now: the operation id of a recovery that has not said yet what it decided.
+    """
+    if journal is None or not (journal.takeovers or owner):
+        return None
+    last = journal.takeovers[-1] if journal.takeovers else None
+    # The command line adds who has called it.
+    procedure = last.procedure.partition(" ")[0] if last else "recover_operation"
+    state = f"closed: {journal.outcome}" if journal.state == "closed" else "still at work"
+    return {
+        "text": f"Operation {journal.operation_id} was taken over by {last.by if last else owner}"
+        f"{f', which decided to {last.decision} it' if last else ''}; it is {state}. "
+        f"What becomes of it is in the report {procedure}/{journal.operation_id}, once that has ended.",
+        "address": f"../../{procedure}/{journal.operation_id}/",
+    }
+
+
+def recovery_report(
+    journal: Journal,
+    row: Mapping[str, Any],
+    *,
+    procedure: str,
+    title: str,
+    triggered_by: str,
+    started_at: datetime | None,
+    ended_at: datetime,
+    params: Mapping[str, Any],
+    planned: bool,
+    wanted_back: bool,
+    failed_steps: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the report of a recovery on one operation, under that operation's id; see :func:`build_report`.
+
+    :param row: see :func:`recovery_facts`.
+    :param planned: whether it only said what it would do.
+    """
+    how = overall(journal, failed=bool(failed_steps), planned=False, changes=len(journal.entries), reads_only=False)
+    return build_report(
+        operation_id=journal.operation_id,
+        procedure=procedure,
+        title=title,
+        system=journal.system,
+        how="planned" if planned else how,
+        triggered_by=triggered_by,
+        started_at=started_at,
+        ended_at=ended_at,
+        params=params,
+        plan=plan_of_journal(journal),
+        plan_hash=journal.plan_hash,
+        journal=journal,
+        rollback=rollback_rows(journal),
+        recovery=recovery_facts(journal, row),
+        failed_steps=failed_steps,
+        wanted_back=wanted_back,
+    )
 
 
 def conclusion(how: Overall, findings: Sequence[Finding]) -> dict[str, Any]:

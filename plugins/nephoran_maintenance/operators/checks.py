@@ -52,7 +52,12 @@ def check_ownership(step: StepOperator, context: Context) -> Findings:
 
 def check_capacity(step: StepOperator, context: Context) -> Findings:
     cluster, system = step.cluster(), step.profile.namespaces.system
-    surges = {name: w for name, w in workloads(step, context).items() if w["kind"] == "Deployment"}
+    policies = {component.name: step.profile.policy_of(component) for component in step.profile.components}
+    surges = {
+        name: preflight.surge_of(workload, policies[name].get("max_surge"))
+        for name, workload in workloads(step, context).items()
+        if workload["kind"] == "Deployment"
+    }
     nodes = cluster.nodes()
     findings = preflight.check_headroom(nodes, cluster.list("Pod"), surges)
     findings += preflight.check_quotas(cluster.list("ResourceQuota", system), surges)

@@ -9,13 +9,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from nephoran_maintenance.domain.intents import served_kinds
 from nephoran_maintenance.domain.preflight import check_permissions
-from nephoran_maintenance.domain.report import (
-    build_report,
-    overall,
-    plan_of_journal,
-    recovery_facts,
-    rollback_rows,
-)
+from nephoran_maintenance.domain.report import recovery_report
 from nephoran_maintenance.domain.step_ids import RECOVER_OPERATIONS
 from nephoran_maintenance.domain.upgrade import recovery_permissions_for
 from nephoran_maintenance.engine.recovery import Recovery
@@ -178,23 +172,17 @@ class ReportRecoveryOperator(ReportOperator):
         self, context: Context, profile: SystemProfile, journal: Journal, row: dict[str, Any], failed: list[str]
     ) -> dict[str, Any]:
         run = context["dag_run"]
-        planned = mode_of(context, profile.recovery.mode) == "plan"
-        how = overall(journal, failed=bool(failed), planned=False, changes=len(journal.entries), reads_only=False)
-        return build_report(
-            operation_id=journal.operation_id,
+        return recovery_report(
+            journal,
+            row,
             procedure=self.dag_id,
             title=self.dag.dag_display_name,
-            system=profile.metadata.name,
-            how="planned" if planned else how,
             triggered_by=run.triggering_user_name or run.run_type.value,
             started_at=run.start_date,
             ended_at=datetime.now(UTC),
             params=dict(context["params"]),
-            plan=plan_of_journal(journal),
-            plan_hash=journal.plan_hash,
-            journal=journal,
-            rollback=rollback_rows(journal),
-            recovery=recovery_facts(journal, row),
+            planned=mode_of(context, profile.recovery.mode) == "plan",
+            wanted_back="operation" in context["params"],
             failed_steps=[
                 {"task_id": task_id, "error": pull(context, task_id, ERROR_KEY) or "see the log of the step"}
                 for task_id in failed

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +33,7 @@ from nephoran_maintenance.domain.step_ids import (
     rollback_step_id,
 )
 from nephoran_maintenance.engine.fencing import close
+from nephoran_maintenance.engine.report_files import keep_report, write_report
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.approval import recorded_approval
 from nephoran_maintenance.operators.base import (
@@ -50,7 +49,7 @@ from nephoran_maintenance.operators.gate_queries import gated_components
 from nephoran_maintenance.operators.planning import HASH_KEY, PLAN_KEY
 from nephoran_maintenance.operators.proof import marked_steps, seen_good
 from nephoran_maintenance.sensors.gate import GATE_KEY, row_without_verdict
-from nephoran_maintenance.settings import PAGES_PREFIX, PROJECT_ROOT, report_folder
+from nephoran_maintenance.settings import PAGES_PREFIX
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
     from nephoran_maintenance.profile import SystemProfile
 
 FAILED_STATES = ("failed", "upstream_failed")
-TEMPLATE = "operation.html.j2"
 
 
 class ReportLink(BaseOperatorLink):
@@ -90,15 +88,11 @@ class ReportOperator(StepOperator):
 
     def publish(self, profile: SystemProfile, operation: str, report: dict[str, Any]) -> dict[str, Any]:
         """Write a report as page and data, keep both, and return it with ``report_path`` and ``report_url``."""
-        folder = report_folder(self.dag_id, operation)
-        folder.mkdir(parents=True, exist_ok=True)
-        page = render(report)
-        (folder / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
-        (folder / "report.html").write_text(page, encoding="utf-8")
+        path = write_report(self.dag_id, report)
         self.report_address = interface_address(f"{PAGES_PREFIX}/reports/{self.dag_id}/{operation}/")
-        url = self.keep(profile, operation, report, page)
-        self.log.info("Report: %s", folder / "report.html")
-        return {**report, "plan": None, "report_path": str(folder / "report.html"), "report_url": url}
+        url = keep_report(profile, path) or str(path)
+        self.log.info("Report: %s", path)
+        return {**report, "plan": None, "report_path": str(path), "report_url": url}
 
     def build(self, context: Context, profile: SystemProfile, operation: str) -> dict[str, Any]:
         run = context["dag_run"]
@@ -109,6 +103,7 @@ class ReportOperator(StepOperator):
         journal = None if reads_only else self.close_journal(context)
         marked = [] if journal is None else marked_steps(context, journal, profile)
         allowed = tuple(f"{COMPONENTS_GROUP}.{identifier(name)}." for name in (journal.behind() if journal else ()))
+        owner = None if journal is None or journal.state == "closed" else self.other_operation(context)
         findings = list((pull(context, DECIDE_READINESS) or {}).get("findings") or ())
         rechecked = (pull(context, RECHECK_PLAN) or {}).get("findings") or ()
         findings += [found for found in rechecked if found not in findings]
@@ -132,6 +127,7 @@ class ReportOperator(StepOperator):
                 changes=None if plan is None else len(plan["changes"]),
                 reads_only=reads_only,
                 approval=approval,
+                taken_over=owner is not None or (journal is not None and bool(journal.takeovers)),
             ),
             triggered_by=run.triggering_user_name or run.run_type.value,
             started_at=run.start_date,
@@ -144,8 +140,10 @@ class ReportOperator(StepOperator):
             functional_test=[{**test, "deleted": "yes" if deleted is not None else "not measured"} for test in tests],
             backup=backup_before_change(context),
             probe=pull(context, MEASURE_TRAFFIC),
+            owner=owner,
             probe_expected=journal is not None and profile.probe is not None,
             gates=gates,
+            gate_seconds=None if reads_only else profile.gate.duration_seconds,
             approval=approval.model_dump(mode="json") if approval else None,
             rollback=list(rollback.values()),
             findings=[*findings, *(found for gate in gates for found in gate["findings"])],
@@ -215,23 +213,6 @@ class ReportOperator(StepOperator):
             rows += [{"after": component or "the whole", **row} for row in found]
         return rows
 
-    def keep(self, profile: SystemProfile, operation: str, report: dict[str, Any], page: str) -> str:
-        """Store the report and the samples of probe and gates in the object store and return the address of the page.
-
-        :raises PermanentError: when a bucket is configured and can't be written.
-        """
-        from nephoran_maintenance.hooks.object_store import ObjectStoreHook
-
-        folder = report_folder(self.dag_id, operation)
-        if not profile.reports.bucket:
-            return str(folder / "report.html")
-        store = ObjectStoreHook(profile.connections.object_store, bucket=profile.reports.bucket)
-        key = f"{profile.reports.prefix}/{self.dag_id}/{operation}"
-        store.put_text(f"{key}/report.json", json.dumps(report, indent=2), content_type="application/json")
-        for samples in sorted(folder.glob("*-samples*.jsonl")):
-            store.put_bytes(f"{key}/{samples.name}", samples.read_bytes(), content_type="application/x-ndjson")
-        return store.put_text(f"{key}/report.html", page, content_type="text/html; charset=utf-8")
-
 
 def backup_before_change(context: Context) -> dict[str, Any] | None:
     """Return what the group ``protect`` has saved: ``{"backup_id", "type", "stored_bytes", "url", "checked"}``."""
@@ -241,19 +222,6 @@ def backup_before_change(context: Context) -> dict[str, Any] | None:
     note = pull(context, f"{PROTECT_GROUP}.{VERIFY_STORED_FILES}")
     about = {key: made[key] for key in ("backup_id", "type", "stored_bytes", "url")}
     return {**about, "checked": "every byte read back" if note else "not checked"}
-
-
-def render(report: dict[str, Any]) -> str:
-    """Return a report as an HTML page that needs nothing else."""
-    return str(_environment().get_template(TEMPLATE).render(report=report))
-
-
-@functools.cache
-def _environment() -> Any:
-    import jinja2
-
-    loader = jinja2.FileSystemLoader(PROJECT_ROOT / "include" / "reports")
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
 
 
 class VerifyOutcomeOperator(StepOperator):

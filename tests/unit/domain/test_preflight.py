@@ -203,9 +203,57 @@ def using(cpu: str, memory: str, *, on: str = "n", phase: str = "Running") -> di
     }
 
 
-def surge(cpu: str = "500m", memory: str = "1Gi", **more: Any) -> dict[str, dict[str, Any]]:
+def surge(cpu: str = "500m", memory: str = "1Gi", pods: int = 1, **more: Any) -> dict[str, preflight.Surge]:
     resources = {"requests": {"cpu": cpu, "memory": memory}, **more}
-    return {"rag-api": deployment(pod_template=template(container(resources=resources)))}
+    return {"rag-api": preflight.Surge(deployment(pod_template=template(container(resources=resources))), pods)}
+
+
+@pytest.mark.parametrize(
+    ("replicas", "strategy", "policy", "pods"),
+    [
+        pytest.param(2, {"rollingUpdate": {"maxSurge": 1}}, None, 1, id="a number"),
+        pytest.param(10, {"rollingUpdate": {"maxSurge": "25%"}}, None, 3, id="a share, rounded up"),
+        pytest.param(8, {"rollingUpdate": {"maxSurge": "25%"}}, None, 2, id="a share without a rest"),
+        pytest.param(3, {"rollingUpdate": {"maxSurge": "100%"}}, None, 3, id="all"),
+        pytest.param(5, {}, None, 2, id="the default"),
+        pytest.param(5, {"rollingUpdate": {}}, None, 2, id="the default of a part"),
+        pytest.param(2, {"rollingUpdate": {"maxSurge": 5}}, None, 2, id="never more than the replicas"),
+        pytest.param(4, {"rollingUpdate": {"maxSurge": 0}}, None, 0, id="none"),
+        pytest.param(4, {"type": "Recreate"}, None, 0, id="everything at once"),
+        pytest.param(4, {"type": "Recreate"}, 2, 2, id="the policy's, over that of before"),
+        pytest.param(4, {"rollingUpdate": {"maxSurge": 1}}, 3, 3, id="the policy allows more"),
+        pytest.param(4, {"rollingUpdate": {"maxSurge": 3}}, 1, 3, id="the way back allows more"),
+    ],
+)
+def test_the_surge_is_what_kubernetes_makes_of_it(
+    replicas: int, strategy: dict[str, Any], policy: int | None, pods: int
+) -> None:
+    workload = {"kind": "Deployment", "spec": {"replicas": replicas, "strategy": strategy}}
+    assert preflight.surge_of(workload, policy) == preflight.Surge(workload, pods)
+    del workload["spec"]["replicas"]
+    assert preflight.surge_of(workload, policy).pods == min(pods, 1), "without a number there is one replica"
+
+
+@pytest.mark.parametrize(
+    ("pods", "nodes", "severity"),
+    [
+        pytest.param(4, [node(cpu="2")], "pass", id="four on one node"),
+        pytest.param(5, [node(cpu="2")], "block", id="five are too many"),
+        pytest.param(3, [node("a", cpu="1"), node("b", cpu="900m")], "pass", id="spread over the nodes"),
+        pytest.param(4, [node("a", cpu="1"), node("b", cpu="900m")], "block", id="what is left of a node is no place"),
+        pytest.param(2, [node(pods="1")], "block", id="a node takes only so many pods"),
+        pytest.param(0, [node(cpu="100m")], "pass", id="none is added"),
+    ],
+)
+def test_every_pod_of_the_surge_must_fit(pods: int, nodes: list[dict[str, Any]], severity: str) -> None:
+    findings = preflight.check_headroom(nodes, [], surge(pods=pods))
+    assert severities(findings) == [severity]
+    assert f"for each of {pods} pods" in findings[0].expected
+
+
+def test_a_pod_that_asks_for_nothing_fits_where_there_is_a_place_for_it() -> None:
+    assert severities(preflight.check_headroom([node(pods="3")], [], surge("0", "0", pods=3))) == ["pass"]
+    assert severities(preflight.check_headroom([node(pods="3")], [], surge("0", "0", pods=4))) == ["block"]
 
 
 @pytest.mark.parametrize(
@@ -253,16 +301,16 @@ def test_a_sidecar_counts_and_an_init_container_only_when_it_is_larger() -> None
     spec = workload["spec"]["template"]["spec"]
     nodes = [node(cpu="1")]
     spec["initContainers"] = [{"name": "setup", "resources": small}]
-    assert severities(preflight.check_headroom(nodes, [], {"a": workload})) == ["pass"]
+    assert severities(preflight.check_headroom(nodes, [], {"a": preflight.Surge(workload, 1)})) == ["pass"]
     spec["initContainers"] = [{"name": "setup", "resources": large}]
-    assert severities(preflight.check_headroom(nodes, [], {"a": workload})) == ["block"]
+    assert severities(preflight.check_headroom(nodes, [], {"a": preflight.Surge(workload, 1)})) == ["block"]
     spec["initContainers"] = [{"name": "proxy", "restartPolicy": "Always", "resources": {"requests": {"cpu": "950m"}}}]
-    assert severities(preflight.check_headroom(nodes, [], {"a": workload})) == ["block"]
+    assert severities(preflight.check_headroom(nodes, [], {"a": preflight.Surge(workload, 1)})) == ["block"]
 
 
 def test_a_limit_without_a_request_is_a_request() -> None:
     limited = deployment(pod_template=template(container(resources={"limits": {"cpu": "3"}})))
-    assert severities(preflight.check_headroom([node()], [], {"a": limited})) == ["block"]
+    assert severities(preflight.check_headroom([node()], [], {"a": preflight.Surge(limited, 1)})) == ["block"]
 
 
 def quota(hard: dict[str, str], used: dict[str, str]) -> dict[str, Any]:
@@ -289,6 +337,15 @@ def test_a_quota_must_leave_room_for_the_surge(resource: str, hard: str, used: s
     findings = preflight.check_quotas(
         [quota({resource: hard}, {resource: used})], surge(limits={"cpu": "2", "memory": "1Gi"})
     )
+    assert severities(findings) == (["block"] if blocks else [])
+
+
+@pytest.mark.parametrize(
+    ("resource", "hard", "blocks"),
+    [("requests.cpu", "1500m", False), ("requests.cpu", "1499m", True), ("pods", "3", False), ("pods", "2", True)],
+)
+def test_a_quota_must_leave_room_for_every_pod_of_the_surge(resource: str, hard: str, blocks: bool) -> None:
+    findings = preflight.check_quotas([quota({resource: hard}, {resource: "0"})], surge(pods=3))
     assert severities(findings) == (["block"] if blocks else [])
 
 
@@ -356,11 +413,19 @@ def test_other_budgets_pass(budgets: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize(
     ("current", "desired", "severities_"),
-    [(2, 3, ["block"]), (3, 2, ["block"]), (2, 2, ["pass"]), (2, 0, ["pass"]), (None, 2, ["pass"])],
+    [(2, 3, ["block"]), (3, 2, ["block"]), (2, 2, ["pass"]), (2, 0, ["warn"]), (None, 2, ["block"]), (0, 0, ["pass"])],
 )
 def test_an_autoscaler_that_moves_blocks(current: int | None, desired: int, severities_: list[str]) -> None:
     scaler = {"metadata": {"name": "a"}, "status": {"currentReplicas": current, "desiredReplicas": desired}}
     assert severities(preflight.check_autoscalers([scaler])) == severities_
+
+
+def test_an_autoscaler_that_nobody_has_looked_at_is_not_measured() -> None:
+    (finding,) = preflight.check_autoscalers([{"metadata": {"name": "a"}}])
+    assert finding.severity == "block"
+    assert "not measured" in finding.observed
+    disabled = {"desiredReplicas": 0, "conditions": [{"type": "ScalingActive", "status": "False"}]}
+    assert severities(preflight.check_autoscalers([{"metadata": {"name": "a"}, "status": disabled}])) == ["pass"]
 
 
 def test_a_missing_permission_blocks_and_is_named() -> None:

@@ -29,6 +29,7 @@ def report(**changes: Any) -> dict[str, Any]:
                 "image_after": "10.201.0.1:5000/nephoran/rag-api:v2@sha256:aa",
             }
         ],
+        "gate_seconds": 0.0,
         "report_path": "reports/x/report.html",
         **changes,
     }
@@ -73,12 +74,15 @@ def test_summary_has_requests_gap_seconds_per_component_and_report() -> None:
     lines = dict(summary_lines(report()))
     assert lines["requests"] == "1000 sent, 0 failed"
     assert lines["longest gap"] == "0.04 s"
+    assert lines["metric gates"] == "gates off: 0 s"
+    assert dict(summary_lines(report(gate_seconds=300.0)))["metric gates"] == "300 s each"
     assert lines["backup"] == "full-20261123t220000z-abc123, 1.0 MiB, every byte read back"
     assert lines["rag-api"] == "31.3 s  rag-api:v1 -> rag-api:v2"
     assert lines["report"] == "reports/x/report.html"
 
 
 def test_summary_says_not_measured_instead_of_leaving_a_figure_out() -> None:
-    lines = dict(summary_lines(report(probe="not measured")))
+    lines = dict(summary_lines(report(probe="not measured", gate_seconds=None)))
+    assert lines["metric gates"] == "not measured"
     assert lines["requests"] == "not measured sent, not measured failed"
     assert lines["longest gap"] == "not measured"

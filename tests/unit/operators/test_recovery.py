@@ -251,6 +251,111 @@ def test_a_step_cleared_while_a_recovery_is_at_work_changes_nothing(system: Syst
     assert len(system.writes()) == writes
 
 
+def test_a_run_that_lost_its_operation_says_so_and_where_the_truth_is(system: System) -> None:
+    """A recovery is still at work when the run writes its report."""
+    before = system.specs()
+    operation: list[str] = []
+
+    def taken(step: Any, context: Any) -> Any:
+        store, leases = stores_of(system)
+        operation.append(system.journal().operation_id)
+        pass_time(system)
+        lease = leases.take("recover-operation-other", "recover_operation", above=1)
+        store.update(operation[0], lambda journal: journal.fenced(lease.token))
+        return step.execute(context)
+
+    run = system.upgrade(components=TWO, replaced={"components.rag_api.apply_image": taken})
+    assert run.surprises == []
+    report = run.report
+    assert report["overall"] == "taken-over"
+    assert "so did the way back" not in report["summary"]
+    assert "taken over by recover-operation-other; it is still at work" in report["elsewhere"]["text"]
+    assert report["elsewhere"]["address"] == f"../../recover_operation/{operation[0]}/"
+    page = Path(report["report_path"]).read_text(encoding="utf-8")
+    assert f'href="../../recover_operation/{operation[0]}/"' in page
+    assert "taken over" in page
+    assert run.states["verify_outcome"] == "failed"
+    pass_time(system)
+    assert command_line(system, "recover") == 0
+    assert ended_well(system, before) == "old"
+
+
+def test_a_run_whose_operation_a_recovery_has_closed_points_to_its_report(system: System) -> None:
+    def recovered(step: Any, context: Any) -> Any:
+        pass_time(system)
+        assert command_line(system, "recover") == 0
+        return step.execute(context)
+
+    run = system.upgrade(components=TWO, replaced={"components.rag_api.apply_image": recovered})
+    assert run.report["overall"] == "rolled-back"
+    assert "which decided to undo it; it is closed: rolled-back" in run.report["elsewhere"]["text"]
+
+
+def reports_of(system: System, procedure: str) -> dict[str, Any]:
+    path = system.profile_path.parent / "reports" / procedure / system.journal().operation_id / "report.json"
+    assert path.with_name("report.html").exists()
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def test_a_recovery_by_command_line_leaves_the_report_that_the_procedure_would(
+    system: System, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left_in_the_middle(system)
+    pass_time(system)
+    assert command_line(system, "recover", "--plan") == 0
+    assert not (system.profile_path.parent / "reports" / "recover_operation").exists(), "a plan did nothing"
+    assert command_line(system, "recover") == 0
+    report = reports_of(system, "recover_operation")
+    assert f"report: {system.profile_path.parent}/reports/recover_operation/" in capsys.readouterr().out
+    assert (report["overall"], report["procedure"]) == ("rolled-back", "recover_operation")
+    assert report["triggered_by"].endswith(", command line")
+    assert report["recovery"]["decision"] == "undo"
+    assert report["recovery"]["done"] == "closed: rolled-back"
+    assert [row["component"] for row in report["rollback"]] == ["rag-api", "weaviate"]
+    assert report["elsewhere"] is None
+
+
+@pytest.mark.parametrize("by", ["command line", "Airflow"])
+def test_a_way_back_that_a_person_wanted_is_no_failed_change(system: System, by: str) -> None:
+    run = system.upgrade(components=["rag-api"])
+    assert run.report["overall"] == "succeeded"
+    assert run.report["elsewhere"] is None
+    operation = system.journal().operation_id
+    if by == "Airflow":
+        assert roll_back_by_airflow(system, mode="apply", operation=operation).failed() == []
+    else:
+        assert command_line(system, "rollback", operation) == 0
+    report = reports_of(system, "rollback")
+    assert report["overall"] == "rolled-back"
+    assert report["summary"].startswith("A person wanted it back: ")
+    assert report["params"]["operation"] == operation
+
+
+def test_a_recovery_by_command_line_that_failed_is_reported_too(
+    system: System, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left_in_the_middle(system)
+    system.cluster.edit("rag-api", lambda w: w["spec"]["template"]["metadata"].update(annotations={"by": "another"}))
+    pass_time(system)
+    assert command_line(system, "recover") == 1
+    report = reports_of(system, "recover_operation")
+    assert report["overall"] == "failed"
+    assert report["recovery"]["decision"] == "stop"
+    assert "can be neither finished nor undone" in report["failed_steps"][0]["error"]
+
+
+def test_a_bucket_that_can_not_be_written_does_not_undo_the_recovery(
+    system: System, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_in_the_middle(system)
+    system.edit_profile(lambda data: data["reports"].update(bucket="reports"))
+    monkeypatch.delenv("AIRFLOW_CONN_OBJECT_STORE_REPORTS", raising=False)
+    pass_time(system)
+    assert command_line(system, "recover") == 0
+    assert "is only in the local folder" in capsys.readouterr().err
+    assert reports_of(system, "recover_operation")["overall"] == "rolled-back"
+
+
 # ------------------------------------------------------------------------------------------------------------- fencing
 
 
