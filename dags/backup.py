@@ -32,6 +32,7 @@ counts nowhere as a backup of the system, and retention keeps it for the 90 days
 | `wait_weaviate_backup` | Weaviate backs itself up into the staging bucket; waits for its turn, without a worker | there is no backup; the message has Weaviate's own reason |
 | `capture_…` | one source each: read, compressed, encrypted and stored in one stream | nothing of it is stored; a source that may be missing is *failed* in the manifest instead |
 | `release_staging` | takes Weaviate's files out of the staging bucket, whatever happened, once Weaviate's backup has ended or was cancelled; descriptors of a good one stay | files in clear still lie there: clear it when the bucket answers again; also when the report says that more may have come |
+| `release_readers` | takes our helper pod and our snapshot out of the cluster where a step that reads was killed, or could not; beside the manifest, which does not wait for it | the backup is as good as its other steps say, and something of it is left: do what the message says, or clear the step |
 | `record_manifest` | writes and signs the manifest | there is no backup; clear it when the cause is gone |
 | `verify_stored_files` | reads every file back and compares it, then leaves the signed note *checked* | the message names the damaged file; the backup does not count |
 | `report_operation` | JSON and HTML report | clear it: it only writes the report again |
@@ -57,7 +58,10 @@ and only a parent that was read back whole, as was its own chain, is built on. W
 all links for a restore. Where the staging bucket has lost the descriptors of the parent, Weaviate makes a full one inside
 the incremental backup, and the manifest says so.
 
-**Roll back.** Nothing to roll back. A run that dies leaves files without a manifest, which nothing counts.
+**Roll back.** Nothing to roll back. A run that dies leaves files without a manifest, which nothing counts. A run that was
+deleted, or marked failed as a whole, may leave a snapshot in the data of Prometheus too: the report and the manifest of the
+next full backup name every snapshot that is none of its own, and nothing deletes what may be somebody's. A helper pod ends by
+itself, and the next backup that needs one replaces it.
 
 **If it fails.** There is no backup of this run, and the one before still counts. Correct what the message names and run it again.
 To clear a run, or a step of one, whose backup exists harms nothing: its steps go on from the manifest and write nothing again.
@@ -143,13 +147,13 @@ def part_of(what: str, names: list[str] | None) -> dict[str, Param]:
     },
 )
 def backup() -> None:
-    _, verify_stored = backup_steps(PROFILE)
+    _, verify_stored, release_readers = backup_steps(PROFILE)
     report_operation = ReportBackupOperator(task_id="report_operation", kubernetes_connection_id=CONNECTION)
     verify_outcome = VerifyOutcomeOperator(
         task_id="verify_outcome", kubernetes_connection_id=CONNECTION, retries=0, on_failure_callback=notify_failure
     )
 
-    verify_stored >> report_operation >> verify_outcome
+    [verify_stored, release_readers] >> report_operation >> verify_outcome
 
 
 backup()

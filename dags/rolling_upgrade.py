@@ -26,7 +26,7 @@ the difference of each component in the report.
 | `acquire_lease` | takes the lease on the system; with `if_busy = wait` it waits for another operation to end | nothing was changed; the message names the owner |
 | `hold_lease` | renews the lease for as long as the run lives | the run goes on; its writes are refused once a recovery has taken over |
 | `recheck_plan` | findings and plan once more, with the lease in hand: what was approved is what is done | nothing was changed; the message shows the difference; start a new run |
-| `protect` | a backup of the whole system, tagged `pre-<operation id>`: encrypted, signed, read back; the steps are those of `backup`; the profile's `backup.before_change` says what is saved | nothing was changed, and the lease is given back; correct what the message names, then start a new run |
+| `protect` | a backup of the whole system, tagged `pre-<operation id>`: encrypted, signed, read back; the steps are those of `backup`; the profile's `backup.before_change` says what is saved | nothing was changed, and the lease is given back; correct what the message names, then start a new run. Only `release_readers` stops no change: it tells of what is left of the backup's making |
 | `record_before_state` | the journal: what is there, what is intended | nothing was changed; check the rights on `nephoran-maintenance` |
 | `measure_traffic` | steady requests through the whole chain, for as long as anything changes | the run turns red, the change itself is not affected |
 | `apply_policy`, `wait_policy` | the profile's rolling-update policy, only where the live object differs | every changed component is rolled back |
@@ -197,7 +197,7 @@ def rolling_upgrade() -> None:
     )
     hold_lease = HoldLeaseOperator(task_id="hold_lease", kubernetes_connection_id=CONNECTION)
     recheck_plan = RecheckPlanOperator(task_id="recheck_plan", kubernetes_connection_id=CONNECTION)
-    check_backup, backed_up = protect(PROFILE)
+    check_backup, backed_up, release_readers = protect(PROFILE)
     # The profile may say that no backup is made: then the group is skipped, and the plan that was rechecked counts.
     record_before_state = RecordBeforeStateOperator(
         task_id="record_before_state",
@@ -228,6 +228,8 @@ def rolling_upgrade() -> None:
     tested.get_child_by_label("wait_test_intents") >> verify_metrics >> verify_components
     verify_components >> undone >> stop_traffic >> report_operation >> release_lease >> verify_outcome
     record_before_state >> measure_traffic >> report_operation
+    # Beside the change as well: it tells whether the backup has left anything of its making in the cluster.
+    release_readers >> report_operation
     # Beside the chain: it ends when the lease is given back, which the report's closed journal allows.
     acquire_lease >> hold_lease >> verify_outcome
     # A teardown also runs when the run is marked as failed. Its setup would be more than that: with a setup that failed,

@@ -1,9 +1,13 @@
-"""Files out of the real cluster: a knowledge base by exec and by a helper pod, and a snapshot of a Prometheus in a pod."""
+"""Files out of the real cluster: a knowledge base by exec and by a helper pod, and a snapshot of a Prometheus in a pod.
+
+What is read from is clean afterwards, also when the step that reads is dead for good.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,9 +20,11 @@ import yaml
 
 from lab import oci
 from lab.config import PROJECT, LabConfig
+from lab.processes import Process
 from lab.waiting import wait_until
 from tests.lab.stored_backup import StoredBackup
 from tests.lab.test_backup import made
+from tests.lab.test_backup_faults import LOOK_SECONDS, MOMENT_LIMIT, pid_of
 
 if TYPE_CHECKING:
     from conftest import Lab, Upgrades
@@ -199,14 +205,56 @@ def wait_until_gone(lab: Lab) -> None:
     wait_until("the end of the helper pod", gone, limit=timedelta(seconds=30))
 
 
-def test_a_snapshot_can_be_opened_by_promtool_and_is_gone_from_the_pod(
+def snapshots_folder(lab: Lab) -> Path:
+    """Return the folder of Prometheus' snapshots as it lies on this machine."""
+    claim = lab.get("persistentvolumeclaim", "data-prometheus-0", MONITORING)
+    volume = lab.get("persistentvolume", claim["spec"]["volumeName"])
+    return lab.config.state / str(volume["spec"]["hostPath"]["path"]).lstrip("/") / "snapshots"
+
+
+def stopped_with_a_snapshot(upgrades: Upgrades, run_id: str, folder: Path) -> str:
+    """Stop the process that captures Prometheus as soon as there is a snapshot, and return its name."""
+    database = upgrades.airflow.instance.database
+    deadline = time.monotonic() + MOMENT_LIMIT.total_seconds()
+    while (pid := pid_of(database, run_id, "capture_prometheus")) is None:
+        assert time.monotonic() < deadline, "it was never seen at work"
+        time.sleep(10 * LOOK_SECONDS)
+    process = Process.of(pid)
+    assert process, "it has ended at once"
+    while not (names := [path.name for path in folder.glob("*Z-*")]):
+        assert process.alive, "it has ended without a snapshot"
+        time.sleep(LOOK_SECONDS)
+    process.signal(signal.SIGSTOP)
+    assert [path.name for path in folder.glob("*Z-*")] == names, "it was too late"
+    return names[0]
+
+
+def test_a_snapshot_is_gone_although_the_step_that_took_it_was_marked_failed(
+    lab: Lab, upgrades: Upgrades, volumes: None
+) -> None:
+    folder = snapshots_folder(lab)
+    run_id = upgrades.start("backup", type="full", include_sources=only("prometheus"))
+    name = stopped_with_a_snapshot(upgrades, run_id, folder)
+    upgrades.client.fail_task("backup", run_id, "capture_prometheus")
+    run = upgrades.ended(run_id, "backup")
+    assert (run.state, run.steps["capture_prometheus"], run.steps["release_readers"]) == ("failed", "failed", "success")
+    released = run.client.xcom("backup", run_id, "release_readers")
+    assert released["removed"] == [f"snapshot of Prometheus: {name}"]
+    assert list(folder.iterdir()) == []
+    assert name in str([found for found in run.report["findings"] if found["check"] == "readers"])
+
+
+def test_a_snapshot_can_be_opened_by_promtool_and_no_other_is_gone_from_the_pod(
     lab: Lab, upgrades: Upgrades, volumes: None, tmp_path: Path
 ) -> None:
+    in_the_pod = ("exec", "prometheus-0", f"--namespace={MONITORING}", "--")
+    theirs = "20261101T000000Z-fedcba9876543210"
+    lab.kubectl(*in_the_pod, "mkdir", "-p", f"/prometheus/snapshots/{theirs}")
     found = made(lab, upgrades, type="full", include_sources=only("prometheus"))
     facts = found.sources["prometheus"]["facts"]
     assert facts["kind"] == "tsdb snapshot", facts
-    where = ("prometheus-0", f"--namespace={MONITORING}", "--", "ls", "/prometheus/snapshots")
-    assert lab.kubectl("exec", *where).split() == []
+    assert facts["other_snapshots"] == {"count": 1, "first": [theirs]}
+    assert lab.kubectl(*in_the_pod, "ls", "/prometheus/snapshots").split() == [theirs]
     root = "prometheus/snapshot/"
     for path, data in found.files("prometheus").items():
         if path.startswith(root):

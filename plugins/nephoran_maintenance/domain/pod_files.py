@@ -70,6 +70,11 @@ def is_reader(pod: JsonObject) -> bool:
     return all(labels.get(key) == value for key, value in READER_LABELS.items())
 
 
+def is_reader_of(pod: JsonObject, operation: str) -> bool:
+    """Return whether a pod is the helper of an operation."""
+    return is_reader(pod) and pod["metadata"]["labels"].get(OPERATION_LABEL) == operation
+
+
 def folder_of_claim(name: str, namespace: str, claim: str, path: str, pods: Sequence[JsonObject]) -> Folder:
     """Return where a folder of a claim is, and who sees it.
 

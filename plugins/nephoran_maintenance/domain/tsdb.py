@@ -6,14 +6,21 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from nephoran_maintenance.errors import PermanentError, TransientError
 
 BLOCK = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 """A ULID, which Prometheus names each block by."""
-SNAPSHOT = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+")
+SNAPSHOT = re.compile(r"(\d{8}T\d{6}Z)-[0-9a-f]+")
+"""Prometheus names each snapshot by the second in which it was asked for one."""
+ASKING = timedelta(seconds=30)
+"""So long it may take from the look at the clock of Prometheus until it is asked for the snapshot."""
 META = "meta.json"
+RECORD = "tsdb_snapshot"
+"""By this key is noted what there is of our own."""
+OTHERS = "other_snapshots"
+"""The fact in the manifest that there are snapshots that are none of the backup's."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +74,53 @@ def checked_snapshot(name: str) -> str:
 def left_behind(record: Mapping[str, object], there: Collection[str]) -> tuple[str | None, list[str]]:
     """Return the snapshot that an earlier attempt has left, and those of which it can't be told.
 
-    :param record: what that attempt noted: ``before``, the snapshots that were there, and ``name`` once it knew its own.
+    :param record: what that attempt noted; see :func:`asking`, :func:`taken` and :func:`deleted`.
     :param there: the snapshots that are there now.
     """
     name = str(record.get("name") or "")
     if name:
         return (name if name in there else None), []
-    before = record.get("before")
+    before, asked_at = record.get("before"), record.get("asked_at")
     new = sorted(set(there) - set(before if isinstance(before, list) else there))
-    # It died before it was told the name. Of several new ones some may be another's.
-    return (new[0], []) if len(new) == 1 else (None, new)
+    if not asked_at:
+        return None, new
+    # It died before it was told the name. Of several that were taken just then some may be another's.
+    near = [name for name in new if _follows(name, datetime.fromisoformat(str(asked_at)))]
+    return (near[0], []) if len(near) == 1 else (None, near)
+
+
+def asking(there: Collection[str], asked_at: datetime | None) -> dict[str, object]:
+    """Return what an attempt notes before it asks for a snapshot.
+
+    :param there: the snapshots that are there already.
+    :param asked_at: the moment by the clock of Prometheus; None: it does not tell.
+    """
+    return {"before": list(there), "name": "", "asked_at": asked_at.isoformat() if asked_at else None}
+
+
+def taken(name: str) -> dict[str, object]:
+    """Return what an attempt notes once it knows the name of its snapshot."""
+    return {"name": name}
+
+
+def deleted(name: str = "") -> dict[str, object]:
+    """Return what an attempt notes once its snapshot is gone, or none was taken."""
+    return {"name": name, "deleted": True}
+
+
+def is_deleted(record: Mapping[str, object] | None) -> bool:
+    """Return whether by what was noted there is no snapshot of ours."""
+    return record is None or bool(record.get("deleted"))
+
+
+def _follows(name: str, asked_at: datetime) -> bool:
+    """Return whether a snapshot was asked for at a moment or soon after it, by its name of whole seconds."""
+    found = SNAPSHOT.fullmatch(name)
+    try:
+        at = datetime.strptime(found[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC) if found else None
+    except ValueError:
+        return False
+    return at is not None and -timedelta(seconds=1) < at - asked_at <= ASKING
 
 
 def not_deleted(name: str, problem: str) -> TransientError:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from nephoran_maintenance.domain.members import Member
-from nephoran_maintenance.domain.pod_files import SHOWN, shown
-from nephoran_maintenance.engine.sources import Source, member_of
+from nephoran_maintenance.domain.pod_files import shown
+from nephoran_maintenance.engine.sources import Source, member_of, told
 from nephoran_maintenance.errors import PermanentError, TransientError
 from nephoran_maintenance.hooks.pod_files import Entry, PodFiles, TarReading, label_of
 from nephoran_maintenance.profile import FolderReference
@@ -56,8 +55,8 @@ class KnowledgeBase(Source):
                 "claim": folder.claim,
                 "path": wanted.path,
                 **contents.counts,
-                **_told("changed_meanwhile", tar.verdict.changed),
-                **_told("left_out", [*contents.left_out, *tar.verdict.ignored]),
+                **told("changed_meanwhile", tar.verdict.changed),
+                **told("left_out", [*contents.left_out, *tar.verdict.ignored]),
             }
             if tar.verdict.changed and not wanted.may_change:
                 raise _changing(wanted.name, tar.verdict.changed)
@@ -109,11 +108,6 @@ class FolderContents:
         self._lists += 1
         content, self._lines = "".join(self._lines).encode(), []
         return member_of(f"{self._root}/attributes/{self._lists:05}.tsv", content)
-
-
-def _told(key: str, paths: Sequence[str]) -> dict[str, Any]:
-    """Return how many paths there are and the first of them; nothing where there are none."""
-    return {key: {"count": len(paths), "first": list(paths[:SHOWN])}} if paths else {}
 
 
 def _changing(name: str, paths: Sequence[str]) -> TransientError:

@@ -6,24 +6,25 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 from urllib.parse import quote
 
 from nephoran_maintenance.domain.capture import Listing, Served, applicable
 from nephoran_maintenance.domain.members import Member
-from nephoran_maintenance.domain.pod_files import Seat, exec_permission, folder_of_workload, unreachable
+from nephoran_maintenance.domain.pod_files import Seat
 from nephoran_maintenance.domain.tsdb import (
     BLOCK,
     META,
-    SNAPSHOT,
+    OTHERS,
+    RECORD,
     Block,
     block_of,
     blocks_since,
-    checked_snapshot,
+    deleted,
     left_behind,
-    not_deleted,
 )
-from nephoran_maintenance.engine.sources import Source, json_member, member_of
+from nephoran_maintenance.engine.sources import Source, json_member, member_of, told
+from nephoran_maintenance.engine.tsdb_snapshots import Memory, TsdbSnapshots
 from nephoran_maintenance.errors import MaintenanceError, PermanentError
 from nephoran_maintenance.hooks.cluster import ClusterHook
 from nephoran_maintenance.hooks.object_listing import ObjectLister, forbidden_error
@@ -36,7 +37,6 @@ CONFIG_MAPS = Served("", "v1", "configmaps", "ConfigMap", True)
 LAST_DAY = timedelta(hours=24)
 SNAPSHOT_TIMEOUT = timedelta(minutes=10)
 """Prometheus writes what it has in memory as a block before it answers."""
-RECORD = "tsdb_snapshot"
 NO_POD = "the profile names no pod of Prometheus (backup.prometheus)"
 NO_SNAPSHOT = ("prometheus-admin-off", "folder-unreachable", "cluster-forbidden")
 """Errors that mean that there is no way to a snapshot here: then the metrics are asked for."""
@@ -151,19 +151,12 @@ class PrometheusExport(Source):
             self.absent = "Prometheus has no metrics in that time"
 
 
-class Memory(Protocol):
-    """What a repeated step finds again: Airflow's task state store."""
-
-    def get(self, key: str, default: Any = None) -> Any: ...
-
-    def set(self, key: str, value: Any) -> None: ...
-
-
 class PrometheusMetrics(Source):
     """The blocks of a snapshot of Prometheus' data; where there is no way to one, the export in its place.
 
     The snapshot is taken in the pod that is read, through a forwarded port, and deleted again, whatever happened. One that
-    a dead attempt has left is deleted first: its name, or the names that were there before it, are in ``memory``.
+    a dead attempt has left is deleted first: its name, or the names that were there before it, are in ``memory``. Others
+    stay, and the facts name them.
 
     :param pod: None: there is only the export.
     :param export: what is made in the snapshot's place.
@@ -187,78 +180,49 @@ class PrometheusMetrics(Source):
         super().__init__()
         self.export = export
         self.files = files
-        self.pod = pod
+        self.snapshots = TsdbSnapshots(files, pod, namespace) if pod else None
         self.memory = memory
         self.connection_id = connection_id
-        self.namespace = namespace
         self.log = logging.getLogger(__name__)
 
     def members(self) -> Iterator[Member]:
         reason = NO_POD
-        if self.pod is not None:
+        if self.snapshots is not None:
             try:
-                seat = self._seat(self.pod)
-                name = self._snapshot(self.pod, seat)
+                seat = self.snapshots.seat()
+                name = self._snapshot(self.snapshots, seat)
             except PermanentError as error:
                 if error.reference not in NO_SNAPSHOT:
                     raise
                 reason = error.message
             else:
-                yield from self._blocks(self.pod, seat, name)
+                yield from self._blocks(self.snapshots, seat, name)
                 return
         self.export.reason = reason
         yield from self.export.members()
-        self.facts, self.absent = self.export.facts, self.export.absent
+        self.facts, self.absent = {**self.facts, **self.export.facts}, self.export.absent
 
-    def _namespace(self, pod: PrometheusPod) -> str:
-        return pod.workload.namespace or self.namespace
-
-    def _seat(self, pod: PrometheusPod) -> Seat:
-        """Return the container that is asked and read, once it is known that what is needed there can be done."""
-        namespace = self._namespace(pod)
-        own, container = self.files.pods_of(pod.workload, pod.container, namespace, self.name)
-        folder = folder_of_workload(self.name, namespace, container, pod.data_path, own, own)
-        seat = folder.seats[0]
-        wanted = [
-            exec_permission(folder, seat),
-            {**exec_permission(folder, seat), "resource": "pods/portforward"},
-            {"verb": "get", "resource": "pods", "namespace": namespace, "name": seat.pod},
-        ]
-        allowed = self.files.cluster.can_i(wanted)
-        if not all(allowed):
-            lacking = [f"{a['verb']} {a['resource']}" for a, ok in zip(wanted, allowed, strict=True) if not ok]
-            raise unreachable(self.name, f"a snapshot in {seat.pod} takes {', '.join(lacking)}")
-        for program in ("tar", "ls", "rm"):
-            if self.files.run(namespace, seat, [program, "--help"])[0].not_started:
-                raise unreachable(self.name, f"the image of {seat.pod} has no {program}")
-        return seat
-
-    def _snapshot(self, pod: PrometheusPod, seat: Seat) -> str:
-        """Take the snapshot and return its name; what is noted before lets a repeated step find it."""
-        there = self._snapshots(pod, seat)
+    def _snapshot(self, snapshots: TsdbSnapshots, seat: Seat) -> str:
+        """Take the snapshot and return its name."""
+        there = snapshots.there(seat)
         record = self.memory.get(RECORD)
         if isinstance(record, dict):
-            mine, unknown = left_behind(record, there)
+            mine, _ = left_behind(record, there)
             if mine:
-                self._delete(pod, seat, mine)
+                snapshots.delete(seat, mine)
                 there.remove(mine)
-            if unknown:
-                self.log.warning("Snapshots that may be left over stay: %s", ", ".join(unknown))
-        self.memory.set(RECORD, {"before": there, "name": ""})
-        with self.files.cluster.port_forward(self._namespace(pod), seat.pod, pod.port) as url:
-            address = f"{url}{pod.path_prefix}"
+        self.facts = told(OTHERS, sorted(there))
+        with self.files.cluster.port_forward(snapshots.namespace, seat.pod, snapshots.pod.port) as url:
+            address = f"{url}{snapshots.pod.path_prefix}"
             prometheus = PrometheusHook(self.connection_id, base_url=address, timeout=SNAPSHOT_TIMEOUT)
-            name = checked_snapshot(prometheus.snapshot())
-        self.memory.set(RECORD, {"before": there, "name": name})
-        return name
+            return snapshots.take(seat, there, self.memory, prometheus)
 
-    def _blocks(self, pod: PrometheusPod, seat: Seat, name: str) -> Iterator[Member]:
-        namespace = self._namespace(pod)
-        place = Seat(seat.pod, seat.container, f"{pod.data_path.rstrip('/')}/snapshots/{name}")
+    def _blocks(self, snapshots: TsdbSnapshots, seat: Seat, name: str) -> Iterator[Member]:
+        namespace, whole = snapshots.namespace, snapshots.pod.whole
+        place = snapshots.place(seat, name)
         try:
-            since = None if pod.whole else self.export.end - LAST_DAY
-            every = self._described(namespace, place)
-            wanted = blocks_since(every, since)
+            every = self._described(snapshots, place)
+            wanted = blocks_since(every, None if whole else self.export.end - LAST_DAY)
             size_bytes = files = 0
             if wanted:
                 with self.files.tar(namespace, place, self.name, [block.name for block in wanted]) as tar:
@@ -269,11 +233,11 @@ class PrometheusMetrics(Source):
                             yield Member(f"prometheus/snapshot/{entry.path}", entry.info.size, entry.chunks)
             else:
                 self.absent = "Prometheus has no samples of that time"
-            self.facts = {
+            self.facts |= {
                 "kind": self.kind,
                 "snapshot": name,
                 "pod": f"{namespace}/{seat.pod}",
-                "whole": pod.whole,
+                "whole": whole,
                 "blocks": [block.name for block in wanted],
                 "blocks_left_out": len(every) - len(wanted),
                 "samples": sum(block.samples for block in wanted),
@@ -283,52 +247,24 @@ class PrometheusMetrics(Source):
                 "until": max(block.until_at for block in wanted).isoformat() if wanted else None,
             }
         except BaseException:
-            # What went wrong is the error; that the snapshot stays as well is told by the next attempt, or in the log.
-            self._delete_quietly(pod, seat, name)
+            # What went wrong is the error; a snapshot that stays as well is deleted by the next attempt, or after all.
+            self._delete_quietly(snapshots, seat, name)
             raise
-        self._delete(pod, seat, name)
-        self.memory.set(RECORD, {"before": [], "name": name})
+        self._delete(snapshots, seat, name)
 
-    def _described(self, namespace: str, place: Seat) -> Sequence[Block]:
-        names = [name for name in self._names(namespace, place) if BLOCK.fullmatch(name)]
+    def _described(self, snapshots: TsdbSnapshots, place: Seat) -> Sequence[Block]:
+        names = [name for name in snapshots.names(place) if BLOCK.fullmatch(name)]
         if not names:
             return []
-        with self.files.tar(namespace, place, self.name, [f"{name}/{META}" for name in names]) as tar:
+        with self.files.tar(snapshots.namespace, place, self.name, [f"{name}/{META}" for name in names]) as tar:
             return [block_of(e.path.partition("/")[0], b"".join(e.chunks)) for e in tar.entries() if e.info.isreg()]
 
-    def _snapshots(self, pod: PrometheusPod, seat: Seat) -> list[str]:
-        place = Seat(seat.pod, seat.container, f"{pod.data_path.rstrip('/')}/snapshots")
-        return [name for name in self._names(self._namespace(pod), place, missing=True) if SNAPSHOT.fullmatch(name)]
+    def _delete(self, snapshots: TsdbSnapshots, seat: Seat, name: str) -> None:
+        snapshots.delete(seat, name)
+        self.memory.set(RECORD, deleted(name))
 
-    def _names(self, namespace: str, place: Seat, *, missing: bool = False) -> list[str]:
-        """Return what lies in a folder.
-
-        :param missing: it need not be there.
-        """
-        ended, written = self.files.run(namespace, place, ["ls", "-1", place.path])
-        if ended.exit_code == 0:
-            return written.decode("utf-8", "replace").split("\n")
-        if missing and "No such file" in ended.complaints:
-            return []
-        raise PermanentError(
-            "pod-command-failed",
-            f"ls of {place.path} in {place.pod} ended with {ended.exit_code}: {ended.said}",
-            context={"pod": f"{namespace}/{place.pod}"},
-            hint="Compare backup.prometheus.data_path of the profile with --storage.tsdb.path of that pod.",
-        )
-
-    def _delete(self, pod: PrometheusPod, seat: Seat, name: str) -> None:
-        """Delete a snapshot.
-
-        :raises TransientError: ``tsdb-snapshot-left``.
-        """
-        path = f"{pod.data_path.rstrip('/')}/snapshots/{checked_snapshot(name)}"
-        ended, _ = self.files.run(self._namespace(pod), seat, ["rm", "-r", "-f", path])
-        if ended.exit_code != 0:
-            raise not_deleted(name, f"rm ended with {ended.exit_code}: {ended.said}")
-
-    def _delete_quietly(self, pod: PrometheusPod, seat: Seat, name: str) -> None:
+    def _delete_quietly(self, snapshots: TsdbSnapshots, seat: Seat, name: str) -> None:
         try:
-            self._delete(pod, seat, name)
+            self._delete(snapshots, seat, name)
         except MaintenanceError as error:
             self.log.warning("%s", error)

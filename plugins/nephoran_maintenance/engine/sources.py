@@ -20,6 +20,7 @@ from nephoran_maintenance.domain.capture import (
 )
 from nephoran_maintenance.domain.configuration import WITH_PODS, missing_references, pod_spec_of, references_of
 from nephoran_maintenance.domain.members import Member
+from nephoran_maintenance.domain.pod_files import SHOWN
 from nephoran_maintenance.domain.scope import Scope
 from nephoran_maintenance.errors import MaintenanceError, TransientError
 from nephoran_maintenance.hooks.cluster import ClusterHook
@@ -68,6 +69,11 @@ class Source:
 def member_of(path: str, content: bytes) -> Member:
     """Return a member whose content is in memory already."""
     return Member(path, len(content), (content,))
+
+
+def told(key: str, names: Sequence[str]) -> dict[str, Any]:
+    """Return as a fact how many names there are and the first of them; nothing where there are none."""
+    return {key: {"count": len(names), "first": list(names[:SHOWN])}} if names else {}
 
 
 def json_member(path: str, value: Any) -> Member:

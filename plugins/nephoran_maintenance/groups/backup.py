@@ -11,6 +11,7 @@ from nephoran_maintenance.domain.step_ids import (
     CHECK_REQUEST,
     PROTECT_GROUP,
     RECORD_MANIFEST,
+    RELEASE_READERS,
     RELEASE_STAGING,
     VERIFY_STORED_FILES,
     WAIT_OPERATION,
@@ -26,7 +27,8 @@ from nephoran_maintenance.operators.backup import (
     VerifyStoredFilesOperator,
     WaitWeaviateBackupOperator,
 )
-from nephoran_maintenance.operators.backup_sources import SOURCES, WEAVIATE
+from nephoran_maintenance.operators.backup_readers import ReleaseReadersOperator
+from nephoran_maintenance.operators.backup_sources import READERS, SOURCES, WEAVIATE
 from nephoran_maintenance.operators.backup_step import BackupStep
 from nephoran_maintenance.operators.lease import WaitOperationOperator
 from nephoran_maintenance.profile import SystemProfile
@@ -35,10 +37,10 @@ CONNECTION = "kubernetes_backup"
 """Whatever procedure a backup belongs to, it lists the cluster as the ServiceAccount that may do nothing else."""
 
 
-def protect(profile: SystemProfile) -> tuple[BackupStep, BackupStep]:
-    """Make the group that backs the system up before a procedure changes it; return its first and its last step.
+def protect(profile: SystemProfile) -> tuple[BackupStep, BackupStep, BackupStep]:
+    """Make the group that backs the system up before a procedure changes it; return what :func:`backup_steps` does.
 
-    The last step is skipped where the profile says that no backup is made before a change.
+    All but the first are skipped where the profile says that no backup is made before a change.
     """
     with TaskGroup(
         PROTECT_GROUP, group_display_name="Protect", tooltip="A backup of the system before its first change"
@@ -46,8 +48,13 @@ def protect(profile: SystemProfile) -> tuple[BackupStep, BackupStep]:
         return backup_steps(profile, before_change=True)
 
 
-def backup_steps(profile: SystemProfile, *, before_change: bool = False) -> tuple[BackupStep, BackupStep]:
-    """Make the steps of a backup where they are called, in a DAG or in a group; return the first and the last of them."""
+def backup_steps(
+    profile: SystemProfile, *, before_change: bool = False
+) -> tuple[BackupStep, BackupStep, ReleaseReadersOperator]:
+    """Make the steps of a backup where they are called, in a DAG or in a group.
+
+    Returns the first, the last, with which the backup is good, and the one that clears up in the cluster beside it.
+    """
     account: dict[str, Any] = {"kubernetes_connection_id": CONNECTION}
     about = {**account, "before_change": before_change}
     check_request = CheckBackupOperator(task_id=CHECK_REQUEST, **about)
@@ -71,6 +78,10 @@ def backup_steps(profile: SystemProfile, *, before_change: bool = False) -> tupl
     record_manifest = RecordManifestOperator(
         task_id=RECORD_MANIFEST, trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **about
     )
+    # What it can't remove now may go away by itself: a pod that restarts, a node that comes back.
+    release_readers = ReleaseReadersOperator(
+        task_id=RELEASE_READERS, retries=3, retry_delay=timedelta(seconds=20), **about
+    )
     verify_stored = VerifyStoredFilesOperator(task_id=VERIFY_STORED_FILES, **about)
 
     at_once = [capture for name, capture in captures.items() if name != WEAVIATE]
@@ -82,4 +93,6 @@ def backup_steps(profile: SystemProfile, *, before_change: bool = False) -> tupl
     ready >> wait_weaviate_backup >> captures[WEAVIATE] >> release_staging >> record_manifest >> verify_stored
     # The bucket is emptied whatever happened; the manifest needs what was captured all the same.
     captures[WEAVIATE] >> record_manifest
-    return check_request, verify_stored
+    # Not before the manifest: a backup is good whatever is left of its making.
+    [captures[name] for name in READERS] >> release_readers
+    return check_request, verify_stored, release_readers

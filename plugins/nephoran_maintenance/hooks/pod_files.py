@@ -23,6 +23,7 @@ from nephoran_maintenance.domain.pod_files import (
     folder_of_claim,
     folder_of_workload,
     is_over,
+    is_reader_of,
     judge_tar,
     must_go,
     node_needed,
@@ -172,15 +173,13 @@ class PodFiles:
 
         :raises PermanentError: ``folder-unreachable``, or ``cluster-forbidden``.
         """
-        namespace = wanted.namespace or namespace
+        namespace = namespace_of(wanted, namespace)
         pods = self.cluster.list("Pod", namespace)
         if wanted.claim is not None:
             return folder_of_claim(wanted.name, namespace, wanted.claim, wanted.path, pods)
         reference = cast(WorkloadReference, wanted.workload)
-        own, container = self.pods_of(reference, wanted.container, reference.namespace or namespace, wanted.name)
-        if reference.namespace not in (None, namespace):
-            pods = self.cluster.list("Pod", reference.namespace)
-        return folder_of_workload(wanted.name, reference.namespace or namespace, container, wanted.path, own, pods)
+        own, container = self.pods_of(reference, wanted.container, namespace, wanted.name)
+        return folder_of_workload(wanted.name, namespace, container, wanted.path, own, pods)
 
     def pods_of(
         self, reference: WorkloadReference, container: str | None, namespace: str, label: str
@@ -292,9 +291,7 @@ class PodFiles:
         end = self._monotonic() + BUSY_LIMIT.total_seconds()
         while (found := self._helper_now(namespace)) is not None:
             if must_go(found, self.operation) or found["metadata"].get("deletionTimestamp"):
-                uid = str(found["metadata"]["uid"])
-                self.cluster.delete("Pod", READER, namespace, uid=uid, grace_period=timedelta(seconds=1))
-                self.cluster.wait_until_gone("Pod", READER, namespace, timeout=GONE_LIMIT, uid=uid, sleep=self._sleep)
+                self._delete_helper(found)
             if self._monotonic() >= end:
                 raise TransientError(
                     "reader-pod-busy",
@@ -304,6 +301,31 @@ class PodFiles:
                 )
             if not must_go(found, self.operation):
                 self._sleep(2.0)
+
+    def release_helper(self, namespace: str) -> str:
+        """Remove the helper pod of this operation, and return its name; empty: there is none.
+
+        :raises TransientError: ``reader-pod-left`` when it stays.
+        """
+        if self.cluster.can_i([{"verb": "create", "resource": "pods", "namespace": namespace}]) != [True]:
+            return ""  # who may make none has none, and may not look for one
+        found = self._helper_now(namespace)
+        if found is None or not is_reader_of(found, self.operation):
+            return ""
+        if not self._delete_helper(found):
+            raise TransientError(
+                "reader-pod-left",
+                f"the helper pod {namespace}/{READER} was deleted and is still there",
+                context={"pod": f"{namespace}/{READER}"},
+                hint="Look at the node that it is on; it ends by itself, and keeps the claim mounted until then.",
+            )
+        return READER
+
+    def _delete_helper(self, found: JsonObject) -> bool:
+        """Delete a helper pod and wait until it is gone; False when it stays."""
+        namespace, uid = str(found["metadata"]["namespace"]), str(found["metadata"]["uid"])
+        self.cluster.delete("Pod", READER, namespace, uid=uid, grace_period=timedelta(seconds=1))
+        return self.cluster.wait_until_gone("Pod", READER, namespace, timeout=GONE_LIMIT, uid=uid, sleep=self._sleep)
 
     def _remove_quietly(self, namespace: str) -> None:
         """Remove our helper pod; an error of it must not hide how the reading went, and the pod ends by itself."""
@@ -383,6 +405,14 @@ class _Counted:
     def has_end_at(self, offset: int) -> bool:
         """Return whether an archive ends at an offset: two blocks of zeros, and nothing but zeros behind."""
         return self._content_bytes <= offset and self.total_bytes - offset >= END_OF_ARCHIVE_BYTES
+
+
+def namespace_of(wanted: FolderReference, default: str) -> str:
+    """Return where a folder of the profile is.
+
+    :param default: where one is that does not say.
+    """
+    return (wanted.workload.namespace if wanted.workload else wanted.namespace) or default
 
 
 def label_of(reading: Reading) -> dict[str, Any]:

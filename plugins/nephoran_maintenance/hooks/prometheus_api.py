@@ -19,11 +19,13 @@ from nephoran_maintenance.hooks.http_api import (
     send,
     unexpected,
 )
+from nephoran_maintenance.hooks.kubernetes_rest import moment_of_header
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
 SERVICE = "Prometheus"
+READY_PATH = "/-/ready"
 QUERY_PATH = "/api/v1/query"
 RANGE_PATH = "/api/v1/query_range"
 SNAPSHOT_PATH = "/api/v1/admin/tsdb/snapshot"
@@ -95,16 +97,14 @@ class PrometheusHook:
 
         :raises TransientError: ``prometheus-unreachable``.
         """
-        access = self._access
-        answer = send(
-            SERVICE,
-            "GET",
-            access.base_url + "/-/ready",
-            connection_id=self.connection_id,
-            headers=access.headers,
-            timeout=self.timeout,
-        )
-        return answer.status == 200
+        return self._ask(READY_PATH).status == 200
+
+    def clock(self) -> datetime | None:
+        """Return the moment by the clock of Prometheus, in whole seconds; None when it does not tell.
+
+        :raises TransientError: ``prometheus-unreachable``.
+        """
+        return moment_of_header(self._ask(READY_PATH).headers.get("Date"))
 
     def query(self, promql: str, at: datetime | None = None) -> list[Series]:
         """Return the value of each series of an expression at one moment, or now. No series means no data, not zero."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
@@ -30,18 +30,30 @@ from nephoran_maintenance.domain.scope import Scope, check_names, check_scope
 from nephoran_maintenance.domain.step_ids import (
     CHECK_REQUEST,
     RECORD_MANIFEST,
+    RELEASE_READERS,
     RELEASE_STAGING,
     VERIFY_STORED_FILES,
     WAIT_OPERATION,
     WAIT_WEAVIATE_BACKUP,
     capture_step_id,
 )
+from nephoran_maintenance.domain.tsdb import OTHERS
 from nephoran_maintenance.domain.weaviate_backup import folder_in_bucket
 from nephoran_maintenance.errors import MaintenanceError, PermanentError
 from nephoran_maintenance.operators.backup_readiness import pinned
-from nephoran_maintenance.operators.backup_sources import SOURCES, WEAVIATE, WITH_DATA, Capturing, sources_of
+from nephoran_maintenance.operators.backup_sources import (
+    KNOWLEDGE_BASE,
+    READERS,
+    SOURCES,
+    WEAVIATE,
+    WITH_DATA,
+    Capturing,
+    Notes,
+    sources_of,
+)
 from nephoran_maintenance.operators.backup_step import BackupStep, Session, backup_exists
 from nephoran_maintenance.operators.base import (
+    ERROR_KEY,
     NEVER_RAN,
     finish_step,
     journal_of,
@@ -176,7 +188,7 @@ class CheckBackupOperator(BackupStep):
         if with_weaviate:
             self.staging().refuse_versions()
             self.staging().usage(f"{identifier}/")
-        if "knowledge-base" in sources_of(choice.type, request.scope):
+        if KNOWLEDGE_BASE in sources_of(choice.type, request.scope):
             files = self.pod_files(context)
             for folder in profile.backup.knowledge_base:
                 files.check(files.find(folder, profile.namespaces.system))
@@ -252,6 +264,7 @@ ALL_AFTER_CHECK = (
     *(capture_step_id(name) for name in SOURCES),
     WAIT_WEAVIATE_BACKUP,
     RELEASE_STAGING,
+    RELEASE_READERS,
     RECORD_MANIFEST,
     VERIFY_STORED_FILES,
 )
@@ -261,7 +274,9 @@ def unneeded_steps(backup_type: BackupType, scope: Scope) -> list[str]:
     """Return the steps that a backup of this type and scope does not have."""
     there = sources_of(backup_type, scope)
     steps = [capture_step_id(name) for name in SOURCES if name not in there]
-    return steps if WEAVIATE in there else [*steps, WAIT_WEAVIATE_BACKUP, RELEASE_STAGING]
+    if WEAVIATE not in there:
+        steps += [WAIT_WEAVIATE_BACKUP, RELEASE_STAGING]
+    return steps if set(READERS) & set(there) else [*steps, RELEASE_READERS]
 
 
 class WaitWeaviateBackupOperator(WeaviateBackupSensor):
@@ -308,6 +323,8 @@ class CaptureSourceOperator(BackupStep):
         from nephoran_maintenance.hooks.archive import ArchiveWriter
 
         kind = SOURCES[self.source]
+        if kind.notes:
+            Notes(context).tell_again(kind.notes)
         required = kind.is_required(self.profile)
         started_at = datetime.now(UTC)
         found: dict[str, Any] = {"state": "captured"}
@@ -586,11 +603,13 @@ class ReportBackupOperator(ReportOperator, BackupStep):
     def build(self, context: Context, profile: SystemProfile, operation: str) -> dict[str, Any]:
         report = super().build(context, profile, operation)
         states = states_of(context)
-        failed = any(state in FAILED_STATES for state in states.values())
+        # The backup is good whatever is left of its making; that makes the run red, and is told below.
+        failed = any(state in FAILED_STATES for step, state in states.items() if step != RELEASE_READERS)
         note = pull(context, VERIFY_STORED_FILES)
         how: Overall = "not-backed-up" if failed or note is None else "backed-up"
         checked = pull(context, CHECK_REQUEST) or {}
-        findings = [self.about(found) for found in captured_sources(self, context)]
+        sources = captured_sources(self, context)
+        findings = [*map(self.about, sources), *self.about_snapshots(sources), *self.about_readers(context)]
         findings += self.about_scope(context) if checked else []
         findings += [
             Finding(
@@ -620,6 +639,35 @@ class ReportBackupOperator(ReportOperator, BackupStep):
             "so that no data lies there in clear."
         )
         return Finding("staging bucket", "block", bucket, f"{lay}; {doubt}", "only descriptors stay", hint)
+
+    def about_readers(self, context: Context) -> list[Finding]:
+        """Return whether anything of the reading of volumes is left in the cluster, where there was any."""
+        expected = "no helper pod and no snapshot of this backup is left"
+        if states_of(context).get(RELEASE_READERS) in FAILED_STATES:
+            why = pull(context, RELEASE_READERS, ERROR_KEY) or "see the log of the step"
+            hint = "Do what it says, or clear the step: it looks again."
+            return [Finding("readers", "warn", RELEASE_READERS, why, expected, hint)]
+        released = pull(context, RELEASE_READERS) or {}
+        if not released.get("looked_for"):
+            return []
+        removed = ", ".join(released["removed"])
+        observed = f"left by a dead step and removed: {removed}" if removed else "nothing is left"
+        return [Finding("readers", "pass", ", ".join(released["looked_for"]), observed, expected)]
+
+    @staticmethod
+    def about_snapshots(sources: Sequence[Source]) -> list[Finding]:
+        """Return that Prometheus has snapshots that nobody may know of: they keep the space of old blocks."""
+        hint = (
+            "A backup that vanished may have left them. Unless another backup is at work or somebody needs them, delete "
+            "them below snapshots in the data of Prometheus: they keep the space of old blocks."
+        )
+        findings = []
+        for source in sources:
+            if others := source.facts.get(OTHERS):
+                names = ", ".join(others["first"])
+                seen = f"{others['count']} that are none of this backup: {names}"
+                findings.append(Finding("snapshots", "warn", source.name, seen, "none but its own", hint))
+        return findings
 
     def about_scope(self, context: Context) -> list[Finding]:
         """Return that the backup is a part, where it is one."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nephoran_maintenance.domain.backups import BackupType
 from nephoran_maintenance.domain.capture import files_after
 from nephoran_maintenance.domain.step_ids import WAIT_WEAVIATE_BACKUP
+from nephoran_maintenance.domain.tsdb import RECORD
 from nephoran_maintenance.domain.weaviate_backup import folder_in_bucket
 from nephoran_maintenance.operators.base import pull
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 EVERY_TYPE: tuple[BackupType, ...] = ("config-only", "incremental", "full")
 WEAVIATE = "weaviate"
+KNOWLEDGE_BASE, PROMETHEUS = READERS = ("knowledge-base", "prometheus")
+"""What is read from volumes: meanwhile a helper pod, or a snapshot, is in the cluster."""
 WITH_DATA: tuple[BackupType, ...] = ("incremental", "full")
 OF_THE_SENSOR = ("backup_id", "incremental", "started_at", "completed_at", "staged_objects", "staged_bytes")
 
@@ -35,16 +38,41 @@ class Capturing:
     session: Session
 
 
+class Notes:
+    """What a capture notes of what it has in the cluster, for its own next try and for the step that clears up after it.
+
+    Airflow keeps a task's state over its tries and shows it to no other task; an XCom is for others, and is deleted when its
+    task is tried again.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._state, self._ti = context["task_state_store"], context["ti"]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._state.get(key, default)
+
+    def set(self, key: str, value: Any) -> None:
+        self._state.set(key, value)
+        self._ti.xcom_push(key=key, value=value)
+
+    def tell_again(self, key: str) -> None:
+        """Tell others what an earlier try has noted: the first thing that a try does, for it may be its last."""
+        if (noted := self.get(key)) is not None:
+            self._ti.xcom_push(key=key, value=noted)
+
+
 MakeSource = Callable[[Capturing], "MemberSource"]
 
 
 @dataclass(frozen=True)
 class SourceKind:
-    """:param required: whether a backup of a profile must have it. :param types: which backups have it at all."""
+    """:param required: whether a backup of a profile must have it. :param types: which backups have it at all.
+    :param notes: the key of what its capture notes; empty: nothing."""
 
     make: MakeSource
     required: bool | Callable[[SystemProfile], bool]
     types: tuple[BackupType, ...] = EVERY_TYPE
+    notes: str = ""
 
     def is_required(self, profile: SystemProfile) -> bool:
         return self.required if isinstance(self.required, bool) else self.required(profile)
@@ -110,7 +138,7 @@ def prometheus_metrics(of: Capturing) -> MemberSource:
         PrometheusExport(PrometheusHook(connection_id), end=of.context["dag_run"].run_after),
         of.step.pod_files(of.context),
         profile.backup.prometheus,
-        of.context["task_state_store"],
+        Notes(of.context),
         connection_id=connection_id,
         namespace=profile.namespaces.monitoring,
     )
@@ -127,8 +155,8 @@ def knowledge_base(of: Capturing) -> MemberSource:
 SOURCES: dict[str, SourceKind] = {
     "kubernetes-objects": SourceKind(kubernetes_objects, required=True),
     "grafana-dashboards": SourceKind(grafana_dashboards, required=False),
-    "prometheus": SourceKind(prometheus_metrics, required=False, types=("full",)),
-    "knowledge-base": SourceKind(
+    PROMETHEUS: SourceKind(prometheus_metrics, required=False, types=("full",), notes=RECORD),
+    KNOWLEDGE_BASE: SourceKind(
         knowledge_base, required=lambda profile: bool(profile.backup.knowledge_base), types=("full",)
     ),
     "weaviate-facts": SourceKind(weaviate_facts, required=True, types=WITH_DATA),

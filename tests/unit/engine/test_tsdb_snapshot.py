@@ -7,13 +7,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nephoran_maintenance.domain.tsdb import left_behind
-from nephoran_maintenance.engine.monitoring_sources import RECORD, PrometheusExport, PrometheusMetrics
+from nephoran_maintenance.domain.tsdb import OTHERS, RECORD, asking, deleted, left_behind, taken
+from nephoran_maintenance.engine.monitoring_sources import PrometheusExport, PrometheusMetrics
+from nephoran_maintenance.engine.tsdb_snapshots import TsdbSnapshots
 from nephoran_maintenance.errors import MaintenanceError, PermanentError, TransientError
 from nephoran_maintenance.hooks.cluster import ClusterHook
 from nephoran_maintenance.hooks.pod_files import PodFiles
@@ -26,7 +28,7 @@ from tests.unit.hooks.fake_servers import Received, Reply, Server, connection_js
 MONITORING = "nephoran-monitoring"
 END = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 OURS = "20261124T120000Z-0123456789abcdef"
-OTHERS = "20261101T000000Z-fedcba9876543210"
+THEIRS = "20261101T000000Z-fedcba9876543210"
 OLD, LAST, HEAD = (f"01J{letter}" + "0" * 22 for letter in "ABC")
 
 
@@ -40,6 +42,8 @@ class FakePrometheus:
         self.taken = 0
 
     def __call__(self, request: Received) -> Reply:
+        if request.path == "/-/ready":
+            return Reply(200, "ready", {"Date": format_datetime(END, usegmt=True)})
         if request.path == "/api/v1/label/__name__/values":
             return Reply(200, {"status": "success", "data": ["up"]})
         if request.method == "GET":
@@ -68,7 +72,7 @@ def meta(block: str, from_hours: float, until_hours: float) -> dict[str, Any]:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     folder = tmp_path / "prometheus"
-    (folder / "snapshots" / OTHERS / OLD).mkdir(parents=True)
+    (folder / "snapshots" / THEIRS / OLD).mkdir(parents=True)
     return folder
 
 
@@ -134,7 +138,7 @@ def test_the_blocks_are_there_as_they_are_and_the_snapshot_is_gone(
         assert json.loads(files[f"{root}/meta.json"])["ulid"] == block
     facts = found.outcome.facts
     assert (facts["kind"], facts["blocks"], facts["samples"]) == ("tsdb snapshot", expected, 100 * len(expected))
-    assert snapshots(data) == [OTHERS]
+    assert snapshots(data) == [THEIRS]
 
 
 def admin_off(prometheus: FakePrometheus, cluster: ExecutingCluster) -> None:
@@ -175,7 +179,7 @@ def test_without_a_way_to_a_snapshot_the_metrics_are_exported_and_the_reason_tol
     assert all(path.startswith("prometheus/export/up/") for path in read(found))
     facts = found.outcome.facts
     assert (facts["kind"], reason in facts["reason"]) == ("range-query export", True)
-    assert snapshots(data) == [OTHERS]
+    assert snapshots(data) == [THEIRS]
 
 
 def test_where_no_pod_is_named_there_is_the_export(cluster_server: Server, prometheus: FakePrometheus) -> None:
@@ -192,7 +196,7 @@ def test_a_broken_stream_is_an_error_and_the_snapshot_is_gone(
     with pytest.raises(TransientError) as error:
         read(source())
     assert error.value.reference == "pod-stream-ended"
-    assert snapshots(data) == [OTHERS]
+    assert snapshots(data) == [THEIRS]
 
 
 def test_who_stops_reading_leaves_no_snapshot(cluster_server: Server, prometheus: FakePrometheus, data: Path) -> None:
@@ -200,7 +204,7 @@ def test_who_stops_reading_leaves_no_snapshot(cluster_server: Server, prometheus
     next(members)
     assert len(snapshots(data)) == 2
     members.close()  # type: ignore[attr-defined]
-    assert snapshots(data) == [OTHERS]
+    assert snapshots(data) == [THEIRS]
 
 
 @pytest.mark.parametrize("knows_name", [True, False], ids=["after the answer", "before the answer"])
@@ -208,13 +212,13 @@ def test_what_a_dead_attempt_left_is_deleted_first(
     knows_name: bool, cluster_server: Server, prometheus: FakePrometheus, data: Path
 ) -> None:
     left = data / "snapshots" / f"{OURS[:-1]}0"
-    shutil.copytree(data / "snapshots" / OTHERS, left)
-    memory = {RECORD: {"before": [OTHERS], "name": left.name if knows_name else ""}}
+    shutil.copytree(data / "snapshots" / THEIRS, left)
+    memory = {RECORD: taken(left.name) if knows_name else asking([THEIRS], END)}
     seen: list[list[str]] = []
     prometheus.before_answer = lambda: seen.append(snapshots(data))
     read(source(memory))
     assert left.name not in seen[0]
-    assert snapshots(data) == [OTHERS]
+    assert snapshots(data) == [THEIRS]
 
 
 def test_the_way_to_it_is_noted_before_it_is_taken(
@@ -224,12 +228,122 @@ def test_the_way_to_it_is_noted_before_it_is_taken(
     noted: list[Any] = []
     prometheus.before_answer = lambda: noted.append(dict(memory[RECORD]))
     read(source(memory))
-    assert noted == [{"before": [OTHERS], "name": ""}]
+    assert noted == [asking([THEIRS], END)]
+    assert memory[RECORD] == deleted(f"{OURS[:-1]}1")
 
 
-def test_of_several_that_may_be_ours_none_is_deleted() -> None:
-    assert left_behind({"before": ["a"], "name": ""}, ["a", "b", "c"]) == (None, ["b", "c"])
-    assert left_behind({}, ["a"]) == (None, [])
+def test_what_is_none_of_its_own_is_told_and_stays(
+    cluster_server: Server, prometheus: FakePrometheus, data: Path
+) -> None:
+    found = source()
+    read(found)
+    assert found.outcome.facts[OTHERS] == {"count": 1, "first": [THEIRS]}
+    shutil.rmtree(data / "snapshots" / THEIRS)
+    again = source()
+    read(again)
+    assert OTHERS not in again.outcome.facts
+
+
+def test_what_is_none_of_its_own_is_told_where_the_metrics_are_exported(
+    cluster_server: Server, prometheus: FakePrometheus
+) -> None:
+    prometheus.admin, memory = False, {}  # type: ignore[var-annotated]
+    found = source(memory)
+    read(found)
+    assert found.outcome.facts[OTHERS] == {"count": 1, "first": [THEIRS]}
+    assert memory[RECORD] == deleted(), "none was taken"
+
+
+def taken_at(at: datetime, number: int = 0) -> str:
+    return f"{at:%Y%m%dT%H%M%SZ}-{number:016x}"
+
+
+NEAR, NEAR_TOO = taken_at(END + timedelta(seconds=1)), taken_at(END, 7)
+LATER, BEFORE = taken_at(END + timedelta(minutes=1)), taken_at(END - timedelta(seconds=1))
+
+
+@pytest.mark.parametrize(
+    ("record", "there", "expected"),
+    [
+        pytest.param(asking(["a"], END), ["a", NEAR], (NEAR, []), id="one that was taken just then"),
+        pytest.param(asking(["a"], END), ["a"], (None, []), id="none was taken"),
+        pytest.param(asking([NEAR], END), [NEAR], (None, []), id="it was there before"),
+        pytest.param(asking([], END), [NEAR, NEAR_TOO], (None, [NEAR_TOO, NEAR]), id="two that were taken just then"),
+        pytest.param(asking([], END), [LATER], (None, []), id="one of somebody who came later"),
+        pytest.param(asking([], END), [BEFORE], (None, []), id="one of somebody who was earlier"),
+        pytest.param(asking([], END), [NEAR, LATER], (NEAR, []), id="ours and one of later"),
+        pytest.param(asking([], END), ["99999999T999999Z-0"], (None, []), id="a moment that is none"),
+        pytest.param(asking([], None), [NEAR], (None, [NEAR]), id="without a clock nothing is proven"),
+        pytest.param(taken(LATER), [NEAR, LATER], (LATER, []), id="its name is known"),
+        pytest.param(taken(NEAR), [LATER], (None, []), id="it is gone"),
+        pytest.param({}, [NEAR], (None, []), id="nothing was noted"),
+    ],
+)
+def test_only_what_can_be_proven_is_ours(
+    record: dict[str, object], there: list[str], expected: tuple[str | None, list[str]]
+) -> None:
+    assert left_behind(record, there) == expected
+
+
+# -------------------------------------------------------------------------------------------- after a step that is dead
+
+
+def snapshots_of(**pod: Any) -> TsdbSnapshots:
+    named = {"workload": {"name": "prometheus"}, "data_path": "/prometheus", **pod}
+    return TsdbSnapshots(
+        PodFiles(ClusterHook("kubernetes_test"), "backup-1"), PrometheusPod.model_validate(named), MONITORING
+    )
+
+
+def put(data: Path, *names: str) -> None:
+    for name in names:
+        shutil.copytree(data / "snapshots" / THEIRS, data / "snapshots" / name)
+
+
+@pytest.mark.parametrize("record", [taken(NEAR), asking([THEIRS], END)], ids=["named", "asked for"])
+def test_a_snapshot_of_ours_is_released_and_no_other(
+    record: dict[str, object], cluster_server: Server, data: Path
+) -> None:
+    put(data, NEAR, LATER)
+    assert snapshots_of().release(record) == NEAR
+    assert snapshots(data) == sorted([THEIRS, LATER])
+    assert snapshots_of().release(record) == "", "it can be repeated"
+
+
+@pytest.mark.parametrize("record", [None, deleted(), deleted(NEAR)], ids=["nothing noted", "none taken", "gone"])
+def test_where_nothing_is_of_ours_the_cluster_is_not_asked(
+    record: dict[str, object] | None, cluster_server: Server, data: Path
+) -> None:
+    put(data, NEAR)
+    assert snapshots_of().release(record) == ""
+    assert cluster_server.received == []
+    assert NEAR in snapshots(data)
+
+
+def test_of_several_that_may_be_ours_none_is_released(cluster_server: Server, data: Path) -> None:
+    put(data, NEAR, NEAR_TOO)
+    with pytest.raises(TransientError, match=f"{NEAR_TOO} or {NEAR}.*can't be told") as error:
+        snapshots_of().release(asking([THEIRS], END))
+    assert error.value.reference == "tsdb-snapshot-left"
+    assert snapshots(data) == sorted([THEIRS, NEAR, NEAR_TOO])
+
+
+def test_a_pod_that_is_away_is_no_proof_that_nothing_is_left(
+    cluster_server: Server, fake_cluster: ExecutingCluster
+) -> None:
+    del fake_cluster.objects[f"/api/v1/namespaces/{MONITORING}/pods/prometheus-0"]
+    with pytest.raises(TransientError, match="no pod") as error:
+        snapshots_of().release(taken(NEAR))
+    assert error.value.reference == "tsdb-snapshot-left"
+
+
+def test_to_release_one_takes_no_tar_and_no_more_rights_than_exec(
+    cluster_server: Server, fake_cluster: ExecutingCluster, data: Path
+) -> None:
+    put(data, NEAR)
+    fake_cluster.inside["prometheus-0", "app"].programs = ("ls", "rm")
+    fake_cluster.allowed = {("create", "pods")}  # the test server asks for no subresource
+    assert snapshots_of().release(taken(NEAR)) == NEAR
 
 
 def test_a_snapshot_that_can_not_be_deleted_is_an_error_that_names_it(

@@ -6,6 +6,7 @@ import itertools
 import os
 import tracemalloc
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,51 @@ def test_the_helper_pod_of_another_backup_is_left_alone(files: PodFiles, fake_cl
         read(files)
     assert error.value.reference == "reader-pod-busy"
     assert fake_cluster.helpers()[0]["metadata"]["uid"] == "old"
+
+
+def test_the_helper_pod_of_a_dead_step_is_released(files: PodFiles, fake_cluster: ExecutingCluster) -> None:
+    left_over(fake_cluster, OPERATION, "Running")
+    fake_cluster.allowed |= {("create", "pods")}
+    assert files.release_helper(NS) == READER
+    assert fake_cluster.helpers() == []
+    assert files.release_helper(NS) == "", "it can be repeated"
+
+
+@pytest.mark.parametrize("phase", ["Running", "Succeeded"])
+def test_a_helper_pod_of_another_backup_is_not_released(
+    phase: str, files: PodFiles, fake_cluster: ExecutingCluster
+) -> None:
+    left_over(fake_cluster, "another-backup", phase)
+    assert files.release_helper(NS) == ""
+    assert len(fake_cluster.helpers()) == 1
+
+
+def test_a_pod_that_has_but_the_name_of_a_helper_is_not_released(
+    files: PodFiles, fake_cluster: ExecutingCluster
+) -> None:
+    left_over(fake_cluster, OPERATION, "Running")
+    del fake_cluster.helpers()[0]["metadata"]["labels"]["app.kubernetes.io/managed-by"]
+    assert files.release_helper(NS) == ""
+    assert len(fake_cluster.helpers()) == 1
+
+
+def test_who_may_make_no_helper_pod_looks_for_none(
+    files: PodFiles, fake_cluster: ExecutingCluster, cluster_server: Server
+) -> None:
+    no_exec(fake_cluster)
+    assert files.release_helper(NS) == ""
+    assert cluster_server.requests("GET", f"{PODS}/{READER}") == []
+
+
+def test_a_helper_pod_that_does_not_go_is_an_error(
+    files: PodFiles, fake_cluster: ExecutingCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_over(fake_cluster, OPERATION, "Running")
+    monkeypatch.setattr("nephoran_maintenance.hooks.pod_files.GONE_LIMIT", timedelta())
+    fake_cluster.fail = lambda request: Reply(200, {"kind": "Pod"}) if request.method == "DELETE" else None
+    with pytest.raises(TransientError, match="is still there") as error:
+        files.release_helper(NS)
+    assert error.value.reference == "reader-pod-left"
 
 
 def test_a_helper_pod_that_does_not_start_is_told_and_removed(files: PodFiles, fake_cluster: ExecutingCluster) -> None:

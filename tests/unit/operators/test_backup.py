@@ -23,6 +23,7 @@ from nephoran_maintenance.domain.journal import Journal, to_config_map
 from nephoran_maintenance.engine.sources import Source
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.hooks.object_store import ObjectStoreHook
+from nephoran_maintenance.operators.backup_readers import ReleaseReadersOperator
 from nephoran_maintenance.operators.backup_sources import SOURCES, SourceKind
 from nephoran_maintenance.operators.backup_step import BackupStep, Session
 from nephoran_maintenance.settings import PROJECT_ROOT
@@ -141,6 +142,7 @@ def site(dags: dict[str, Any], keys: KeyMaker, tmp_path: Path, monkeypatch: pyte
         return clients[self.connection_id]
 
     monkeypatch.setattr(ObjectStoreHook, "_client", property(client))
+    monkeypatch.setattr(ReleaseReadersOperator, "sleep", staticmethod(lambda seconds: None))
     new_session = BackupStep.session
     sessions: dict[tuple[bytes, ...], Session] = {}
 
@@ -402,6 +404,7 @@ def test_a_config_only_backup_asks_neither_weaviate_nor_staging(site: Site) -> N
         "wait_weaviate_backup",
         "capture_weaviate",
         "release_staging",
+        "release_readers",
     }
 
 

@@ -10,8 +10,10 @@ import pytest
 from nephoran_maintenance.operators.base import operation_of
 from tests.unit.dag_runner import DagRunner, TaskInstance
 from tests.unit.operators.conftest import COMPONENTS, System
+from tests.unit.operators.test_backup import broken_step
 
 GROUP = "protect."
+RELEASING = ("protect.release_staging", "protect.release_readers")
 MADE = {"backup_id": "full-20261123t100000z-1a2b3c", "type": "full", "stored_bytes": 4711, "url": "s3://b/backups/full"}
 
 
@@ -85,9 +87,17 @@ def test_keys_that_a_backup_would_refuse_are_named_before_anybody_is_asked(syste
     assert system.persons.questions == []
 
 
+def test_what_is_left_of_its_making_stops_no_change_and_makes_the_run_red(system: System) -> None:
+    run = system.upgrade(replaced={"protect.release_readers": broken_step})
+    assert {tag for name in COMPONENTS for tag in system.cluster.running(name)} == {"v2"}
+    assert run.failed() == ["protect.release_readers", "verify_outcome"]
+    assert "Every planned change is in place and verified, but another step failed" in run.report["summary"]
+    assert [step["task_id"] for step in run.report["failed_steps"]] == ["protect.release_readers"]
+
+
 def test_a_run_that_is_refused_touches_no_bucket(system: System) -> None:
-    """The step that empties the staging bucket runs whatever happened, and finds that nothing has begun."""
-    run = system.upgrade(components=["rag-api"], version="no-such-tag", replaced={"protect.release_staging": really})
+    """The steps that clear up run whatever happened, and find that nothing has begun."""
+    run = system.upgrade(components=["rag-api"], version="no-such-tag", replaced=dict.fromkeys(RELEASING, really))
     assert run.report["overall"] == "refused"
-    assert steps_of(run).pop("protect.release_staging") == "skipped"
-    assert "protect.release_staging" not in run.failed()
+    assert {steps_of(run)[step] for step in RELEASING} == {"skipped"}
+    assert not set(RELEASING) & set(run.failed())
