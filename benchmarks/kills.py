@@ -319,7 +319,8 @@ class Matrix:
                 over = state in ("success", "failed", "gone")
                 if new and self.journals()[new[0]] == "closed" and over:
                     return new[0], state
-                if not new and over:
+                # What died before it wrote its journal may still hold the lease, which the next recovery releases.
+                if not new and over and not self.left_over():
                     return None, state
                 due = time.monotonic() > next_recovery and not case.default_times
                 if due and not self.client.unfinished_runs(RECOVERY):

@@ -93,6 +93,8 @@ def _recover(recovery: Recovery, chosen: argparse.Namespace, sleep: Callable[[fl
             left = True
             if row["decision"] == "stop" and not chosen.plan:
                 _report(recovery, chosen, row, started_at, f"it can be neither finished nor undone: {row['reason']}")
+    if not chosen.plan and not recovery.back and (holder := recovery.release_abandoned()):
+        print(f"released the lease of {holder}, which is over and has left nothing open")
     return BAD if left and not chosen.plan else GOOD
 
 

@@ -165,6 +165,16 @@ class Recovery:
                 self.leases.let_go(self.me)
             raise
 
+    def release_abandoned(self) -> str | None:
+        """Release the lease of an operation that died before its first change or after its last; return which it was.
+
+        Nobody waits for its expiry then, and ``kubectl get lease`` names no operation that is over. Safe to repeat: yes.
+        """
+        check_switches(self.cluster, self.profile.namespaces.maintenance, forward=False)
+        if self.store.open_operations():
+            return None
+        return self.leases.release_abandoned(self.me)
+
     def _go_on(self, journal: Journal) -> Wait | Journal:
         lease, journal = self._take_over(journal)
         if journal.fencing_token != lease.token:

@@ -98,6 +98,27 @@ class LeaseStore:
         """Mark the lease as to be taken over at once; False when it was not ours. Safe to repeat: yes."""
         return self._give_up(me, let_go)
 
+    def release_abandoned(self, me: str) -> str | None:
+        """Release the lease of somebody else who no longer renews it; return who that was, None when there is nobody.
+
+        For when no operation is open: it died before its first change, or after its last. If it lives, it finds the lease
+        lost. Safe to repeat: yes.
+        """
+        lease, now = self.look()
+        if lease is None or now is None or lease.standing(me, now) != "expired":
+            return None
+        left = True
+
+        def change(found: Mapping[str, Any], now: datetime) -> Mapping[str, Any] | None:
+            nonlocal left
+            current = lease_of(found)
+            left = (current.holder, current.token) == (lease.holder, lease.token)
+            left = left and current.standing(me, now) == "expired"
+            return released(found) if left else None
+
+        self._write(change)
+        return lease.holder if left else None
+
     def _give_up(self, me: str, how: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> bool:
         lease, _ = self.look()
         if lease is None or lease.holder != me:

@@ -971,6 +971,61 @@ def test_an_upgrade_that_is_refused_gives_back_the_lease_that_it_took_to_recover
     assert ended_well(system, before) == "old"
 
 
+@pytest.mark.parametrize("by", ["airflow", "command line"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param("recheck_plan", None, id="before its journal was written"),
+        pytest.param(None, "report_operation", id="after its journal was closed"),
+    ],
+)
+def test_the_lease_of_an_operation_that_left_nothing_open_is_released_once_nobody_renews_it(
+    system: System, by: str, before: str | None, after: str | None
+) -> None:
+    """Airflow's database is lost: no teardown will ever run."""
+
+    def gone(step: Any, context: Any) -> Any:
+        if step.task_id == after:
+            step.execute(context)
+        raise Killed
+
+    with contextlib.suppress(Killed):
+        system.upgrade(components=["rag-api"], run_id="died", replaced={before or after or "": gone})
+    holder = system.lease()["spec"]["holderIdentity"]
+
+    def recover() -> None:
+        if by == "airflow":
+            assert recover_by_airflow(system).failed() == []
+        else:
+            assert command_line(system, "recover") == 0
+
+    recover()
+    assert system.lease()["spec"]["holderIdentity"] == holder, "it may still live"
+    pass_time(system)
+    token = system.lease()["spec"]["leaseTransitions"]
+    recover()
+    assert "holderIdentity" not in system.lease()["spec"]
+    assert system.lease()["spec"]["leaseTransitions"] == token
+
+
+def test_a_lease_that_is_taken_while_a_recovery_looks_is_not_released(system: System) -> None:
+    store = LeaseStore(ClusterHook("kubernetes_rolling_upgrade"), load_profile())
+    store.take("gone", "rolling_upgrade", list)
+    pass_time(system)
+    look = store.look
+    with pytest.MonkeyPatch.context() as patch:
+
+        def late() -> Any:
+            found = look()
+            patch.undo()
+            store.take("next", "rolling_upgrade", list)
+            return found
+
+        patch.setattr(store, "look", late)
+        assert store.release_abandoned("me") is None
+    assert system.lease()["spec"]["holderIdentity"] == "next"
+
+
 def test_an_update_strategy_on_delete_comes_back_as_it_was(system: System) -> None:
     def on_delete(workload: dict[str, Any]) -> None:
         workload["spec"]["updateStrategy"] = {"type": "OnDelete"}
