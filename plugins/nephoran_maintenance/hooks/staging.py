@@ -17,6 +17,9 @@ from nephoran_maintenance.hooks.outside_text import excerpt
 NO_VERSIONING = ("NotImplemented", "VersioningNotConfigured")
 """What a store answers that keeps no versions at all."""
 
+TRIAL = "nephoran-maintenance-trial"
+"""An empty object that shows whether a bucket keeps versions."""
+
 
 @dataclass(frozen=True)
 class StagedFile:
@@ -76,9 +79,12 @@ class StagingBucket(ObjectStoreHook):
         try:
             status = str(self._call("get_bucket_versioning").get("Status") or "")
         except MaintenanceError as error:
-            if error.context.get("code") not in NO_VERSIONING:
+            if error.reference == "object-store-forbidden":
+                status = self._version_of_a_trial()
+            elif error.context.get("code") in NO_VERSIONING:
+                return
+            else:
                 raise
-            return
         if status:
             raise PermanentError(
                 "staging-versioned",
@@ -86,6 +92,19 @@ class StagingBucket(ObjectStoreHook):
                 context={"connection": self.connection_id, "bucket": self.bucket},
                 hint="Have Weaviate write into a bucket that was never versioned, and name it in backup.staging_bucket.",
             )
+
+    def _version_of_a_trial(self) -> str:
+        """Return what version a store gives to an object, empty when it keeps none.
+
+        For stores that tell how a bucket is versioned to its owner alone, such as versitygw.
+        """
+        version = str(self._call("put_object", Key=TRIAL, Body=b"").get("VersionId") or "")
+        if not version:
+            self._call("delete_object", Key=TRIAL)
+            return ""
+        with contextlib.suppress(MaintenanceError):  # it is empty, and the bucket is refused anyhow
+            self._call("delete_object", Key=TRIAL, VersionId=version)
+        return f"an object has the version {version}"
 
     def folders_of(self, backup_id: str) -> list[str]:
         """Return where a backup's objects and unfinished uploads lie, each folder with a slash at its end.

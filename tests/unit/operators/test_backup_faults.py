@@ -124,8 +124,23 @@ def staging_keeps_versions(site: Site, _: pytest.MonkeyPatch) -> None:
     site.staging.versioned = True
 
 
+def staging_keeps_versions_and_does_not_tell(site: Site, _: pytest.MonkeyPatch) -> None:
+    """versitygw tells it the owner of the bucket alone."""
+    site.staging.versioned = True
+    denied = site.staging.error(403, "AccessDenied")
+    site.staging.fail = lambda request: denied if "versioning" in request.query else None
+
+
 def staging_is_denied(site: Site, _: pytest.MonkeyPatch) -> None:
     site.staging.deny = True
+
+
+def test_a_staging_bucket_that_does_not_tell_and_keeps_no_versions_is_used(site: Site) -> None:
+    denied = site.staging.error(403, "AccessDenied")
+    site.staging.fail = lambda request: denied if "versioning" in request.query else None
+    run = site.backup(type="full")
+    assert run.report["overall"] == "backed-up", run.report["failed_steps"]
+    assert not [key for key in site.staging.objects if not key.endswith(".json")]
 
 
 @pytest.mark.parametrize(
@@ -136,6 +151,9 @@ def staging_is_denied(site: Site, _: pytest.MonkeyPatch) -> None:
         pytest.param(recipient_is_revoked, "openpgp-key-unusable", id="a recipient is revoked"),
         pytest.param(wrong_staging_bucket, "bucket-not-found", id="wrong staging bucket"),
         pytest.param(staging_keeps_versions, "staging-versioned", id="staging keeps versions"),
+        pytest.param(
+            staging_keeps_versions_and_does_not_tell, "staging-versioned", id="staging keeps versions and does not tell"
+        ),
         pytest.param(staging_is_denied, "object-store-forbidden", id="staging denied"),
     ],
 )
