@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MOMENT_LIMIT = timedelta(minutes=2)
 EVERY_LIMIT = timedelta(minutes=10)
+SHORT_STEPS = ("wait_operation", "release_staging", "release_readers")
+SOON_SECONDS = 0.1
 LOOK_SECONDS = 0.005
 COMPONENT = "rag-api"
 INODE = 9
@@ -94,9 +96,12 @@ def at_work(pid: int) -> bool:
 
 
 def kill_each_once(upgrades: Upgrades, run_id: str, steps: set[str]) -> None:
-    """Kill the process of each step in its first try, once it is at work, while the run goes on."""
+    """Kill the process of each step in its first try, once it is at work, while the run goes on.
+
+    What talks to the cluster for some milliseconds only is killed soon after it has begun.
+    """
     database = upgrades.airflow.instance.database
-    left = set(steps)
+    left, began = set(steps), dict[str, float]()
     query = "select task_id, pid from task_instance where run_id = ? and state = 'running' and try_number = 1"
     deadline = time.monotonic() + EVERY_LIMIT.total_seconds()
     with (
@@ -105,7 +110,11 @@ def kill_each_once(upgrades: Upgrades, run_id: str, steps: set[str]) -> None:
     ):
         while left and tasks.run_state() in ("queued", "running") and time.monotonic() < deadline:
             for task_id, pid in connection.execute(query, (run_id,)).fetchall():
-                if task_id in left and pid and at_work(int(pid)) and (process := Process.of(int(pid))):
+                if task_id not in left or not pid:
+                    continue
+                seconds = time.monotonic() - began.setdefault(task_id, time.monotonic())
+                soon = task_id in SHORT_STEPS and seconds > SOON_SECONDS
+                if (soon or at_work(int(pid))) and (process := Process.of(int(pid))):
                     process.signal(signal.SIGKILL)
                     left.remove(task_id)
             time.sleep(LOOK_SECONDS)
