@@ -34,7 +34,7 @@ the difference of each component in the report.
 | `decide_alone`, `rollback_alone` | only for a component that the profile calls *may fail*: when its rollout, its health or its gate has failed, it alone goes back and is verified; what needs it is left out; the rest goes on | every changed component is rolled back; also when its step was marked as failed by a person, or lost its worker |
 | `verify_metrics` | of a component with a `gate`, and once more after the whole: error ratio and p95 latency against limit and baseline, 5 minutes each, ended early by a clear breach | every changed component is rolled back; *unknown* is not good enough either |
 | `functional_test` | one NetworkIntent per served API group, always deleted again | every changed component is rolled back |
-| `verify_components` | running image digests equal the plan, no container restarted | every changed component is rolled back |
+| `verify_components` | every step that judges the change has left its own result, running image digests equal the plan, no container restarted | every changed component is rolled back |
 | `decide_rollback` | keeps the change, or opens the way back | clear it: it decides again from the journal |
 | `rollback` | recorded templates put back in reverse order, each one verified | **page a person**: the message names object, expected and observed state |
 | `stop_traffic` | ends the measurement | clear it: it only tells the probe to stop |
@@ -56,7 +56,7 @@ rolled back. When the *run* is marked as failed, deleted, or dies with its machi
 **If it fails.** Open the report: it says what was changed, what went back and what a person must look at. Only
 *failed* needs somebody at once; *refused*, *not-approved* and *rolled-back* left the system as it was. *partly-succeeded*
 is red too, because something that was planned is not there: the rest is new and verified, and the report names what stayed
-behind and why.
+behind and why. *taken-over* says that a recovery is at work on this operation, and links to its report.
 A version that was taken back because it was bad is in quarantine: no run tries it again, until a person names its
 component in `release_quarantine` of a run by hand.
 """
