@@ -193,6 +193,8 @@ class Category(Part):
     """How long after its plan a change can be approved."""
     unknown_metrics: Literal["roll-back", "ask"] = "roll-back"
     """What follows when metrics can't be judged: the way back, or a question to an approver."""
+    answer_minutes: int = Field(30, ge=1, le=720)
+    """How long that question may stand."""
 
 
 DEFAULT_CATEGORIES: dict[CategoryName, Category] = {
@@ -230,8 +232,6 @@ class Gate(Part):
     window_seconds: int = Field(60, ge=1, le=3600)
     minimum_requests: int = Field(150, ge=1)
     baseline_seconds: int = Field(900, ge=1, le=86400)
-    answer_minutes: int = Field(30, ge=1, le=720)
-    """How long a person may take to answer, where the category asks one about metrics that can't be judged."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Gate:

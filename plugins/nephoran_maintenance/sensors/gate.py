@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from nephoran_maintenance.domain.journal import Journal
     from nephoran_maintenance.hooks.cluster import ClusterHook
-    from nephoran_maintenance.profile import Component
+    from nephoran_maintenance.profile import Category, Component
 
 GATE_KEY = "gate"
 QUESTION_KEY = "question"
@@ -56,8 +56,8 @@ Row = dict[str, Any]
 class MetricGateSensor(StepOperator):
     """Succeed when the gate is open; fail, so that the change goes back, when it is closed or unknown.
 
-    Where the category of the change says so, an approver is asked about an unknown one, within the profile's
-    ``gate.answer_minutes``; the row of a gate that they let stand says so.
+    Where the category of the change says so, an approver is asked about an unknown one, within the category's
+    ``answer_minutes``; the row of a gate that they let stand says so.
 
     It reads the metrics before the change (the baseline) and defers; the samples are kept beside the report. Returns,
     and on failure leaves in the XCom ``gate``, one row per component: ``Verdict.to_dict()`` with ``samples``, the name of
@@ -234,7 +234,10 @@ class MetricGateSensor(StepOperator):
 
     def asks(self, context: Context) -> bool:
         """Return whether the category of the change has a person decide about metrics that can't be judged."""
-        return self.profile.category(request_of(context).category).unknown_metrics == "ask"
+        return self.category(context).unknown_metrics == "ask"
+
+    def category(self, context: Context) -> Category:
+        return self.profile.category(request_of(context).category)
 
     def ask(self, context: Context, rows: list[Row], asked_at: datetime, ends_at: datetime | None = None) -> NoReturn:
         """Put the question and wait for its answer without a worker.
@@ -243,7 +246,7 @@ class MetricGateSensor(StepOperator):
         :raises PermanentError: ``gate-unknown`` when nobody may answer, or the time is over.
         """
         rule, unknown = rule_of(self, context), in_doubt(rows)
-        until = ends_at or asked_at + timedelta(minutes=self.profile.gate.answer_minutes)
+        until = ends_at or asked_at + timedelta(minutes=self.category(context).answer_minutes)
         if not rule.may_approve():
             raise self.refused(rows, "nobody that the profile names may let it stand")
         if asked_at >= until:

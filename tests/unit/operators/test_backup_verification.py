@@ -147,7 +147,7 @@ def test_a_backup_that_nobody_here_can_open_becomes_overdue(
 
 def test_a_signer_that_ends_is_told_and_what_an_ended_one_signed_is_read(bucket: BackupBucket, dag: Any) -> None:
     bucket.add(1, members=FILES)
-    soon = bucket.keys.make("ends-soon", encrypts=False, options=("--quiet",))  # in a day
+    soon = bucket.keys.make("ends-tomorrow", encrypts=False, options=("--quiet",))  # in a day
     pins = {pin.name: pin for pin in (soon, bucket.keys.expired)}
     for pin in pins.values():
         (bucket.profile_path.parent / f"{pin.name}.asc").write_text(pin.armored, encoding="ascii")
@@ -156,8 +156,8 @@ def test_a_signer_that_ends_is_told_and_what_an_ended_one_signed_is_read(bucket:
     run = verify(dag)
     assert run.failed() == []
     found = warnings_of(run, "keys")
-    assert set(found) == {"signer ends-soon"}
-    assert found["signer ends-soon"].startswith("ends at ")
+    assert set(found) == {"signer ends-tomorrow"}
+    assert found["signer ends-tomorrow"].startswith("ends at ")
 
 
 def test_all_backups_are_listed_with_their_chains(bucket: BackupBucket, dag: Any) -> None:
