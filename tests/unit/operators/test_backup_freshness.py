@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from nephoran_maintenance.domain.freshness import Standing
 from nephoran_maintenance.operators import backup_freshness, checks
-from tests.unit.backup_bucket import BackupBucket, Workshop
+from tests.unit.backup_bucket import NOW, BackupBucket, Workshop
 from tests.unit.dag_runner import DagRunner
 from tests.unit.fake_cluster import SYSTEM
 from tests.unit.hooks.fake_servers import Reply, Server, connection_json, serving
@@ -184,7 +185,8 @@ def test_ages_are_metrics_and_events_of_assets(
     assert set(gauges) == {
         f"nephoran.backup.{name}" for name in ("checked_age_seconds", "verified_age_seconds", "rpo_seconds", "fresh")
     }
-    assert gauges["nephoran.backup.checked_age_seconds"] == pytest.approx(43200, abs=600)
+    since_collection = (datetime.now(UTC) - NOW).total_seconds()
+    assert gauges["nephoran.backup.checked_age_seconds"] == pytest.approx(43200 + since_collection, abs=60)
     assert gauges["nephoran.backup.fresh"] == 1
     assert events.added["nephoran_checked_backup"]["checked_backup"] == young
     assert events.added["nephoran_verified_backup"]["verified_backup"] == proven
