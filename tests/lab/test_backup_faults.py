@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MOMENT_LIMIT = timedelta(minutes=2)
 EVERY_LIMIT = timedelta(minutes=10)
-SHORT_STEPS = ("wait_operation", "release_staging", "release_readers")
+SHORT_STEPS = ("wait_operation", "release_staging", "release_readers", "report_operation")
 SOON_SECONDS = 0.1
 LOOK_SECONDS = 0.005
 COMPONENT = "rag-api"
