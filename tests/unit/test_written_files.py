@@ -43,7 +43,7 @@ def test_every_call_that_fills_a_file_counts(line: str) -> None:
         'write(5</tmp/full>, "x", 1) = -1 ENOSPC (No space left on device)',
         "mmap(NULL, 8, PROT_READ, MAP_SHARED, 5</usr/lib/x.so>, 0) = 0x7f",
         "mmap(NULL, 8, PROT_READ|PROT_WRITE, MAP_PRIVATE, 5</usr/lib/x.so>, 0) = 0x7f",
-        'openat(AT_FDCWD</work>, "x", O_RDONLY|O_CLOEXEC) = 5</work/x>',
+        'openat(AT_FDCWD</srv>, "x", O_RDONLY|O_CLOEXEC) = 5</srv/x>',
     ],
 )
 def test_what_goes_elsewhere_does_not_count(line: str) -> None:
@@ -51,7 +51,7 @@ def test_what_goes_elsewhere_does_not_count(line: str) -> None:
 
 
 def test_the_probe_of_tempfile_is_known_and_nothing_that_looks_like_it() -> None:
-    opened = 'openat(AT_FDCWD</work>, "/tmp/01rxdhup", O_RDWR|O_CREAT|O_EXCL, 0600) = 3</tmp/01rxdhup>'
+    opened = 'openat(AT_FDCWD</srv>, "/tmp/01rxdhup", O_RDWR|O_CREAT|O_EXCL, 0600) = 3</tmp/01rxdhup>'
     probe = 'write(3</tmp/01rxdhup>, "blat", 4) = 4'
     files = written_files([opened, probe])
     assert (list(files), bytes_on_disk(files)) == (["/tmp/01rxdhup"], 0)
