@@ -73,8 +73,9 @@ def judge(rule: Rule, *, by: str | None, at: datetime, chosen: Sequence[str], as
 def let_stand(rows: Sequence[Row], answer: Answer) -> list[dict[str, Any]]:
     """Return the rows of gates with those in doubt in the state that the answer gives them."""
     words = f"; {answer.by} let it stand at {minute(answer.at)}"
+    decided = in_doubt(rows)
     return [
-        {**row, "state": LET_STAND, "message": f"{row['message']}{words}"} if row in in_doubt(rows) else dict(row)
+        {**row, "state": LET_STAND, "message": f"{row['message']}{words}"} if row in decided else dict(row)
         for row in rows
     ]
 

@@ -107,31 +107,32 @@ class LeaseStore:
         lease, now = self.look()
         if lease is None or now is None or lease.standing(me, now) != "expired":
             return None
-        left = True
+        seen = lease.holder, lease.token
 
-        def change(found: Mapping[str, Any], now: datetime) -> Mapping[str, Any] | None:
-            nonlocal left
-            current = lease_of(found)
-            left = (current.holder, current.token) == (lease.holder, lease.token)
-            left = left and current.standing(me, now) == "expired"
-            return released(found) if left else None
+        def still_left(found: Lease, now: datetime) -> bool:
+            return (found.holder, found.token) == seen and found.standing(me, now) == "expired"
 
-        self._write(change)
-        return lease.holder if left else None
+        return lease.holder if self._change_if(still_left, released) else None
 
     def _give_up(self, me: str, how: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> bool:
         lease, _ = self.look()
         if lease is None or lease.holder != me:
             return False
-        ours = True
+        return self._change_if(lambda found, _: found.holder == me, how)
 
-        def change(found: Mapping[str, Any], _: datetime) -> Mapping[str, Any] | None:
-            nonlocal ours
-            ours = lease_of(found).holder == me
-            return how(found) if ours else None
+    def _change_if(
+        self, holds: Callable[[Lease, datetime], bool], how: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    ) -> bool:
+        """Apply a change as long as something holds of the stored lease; return whether it did."""
+        held = True
+
+        def change(found: Mapping[str, Any], now: datetime) -> Mapping[str, Any] | None:
+            nonlocal held
+            held = holds(lease_of(found), now)
+            return how(found) if held else None
 
         self._write(change)
-        return ours
+        return held
 
     def _write(self, change: Change) -> Lease:
         """Apply a change to the stored lease, made when it is missing, and return what is now stored."""
