@@ -132,13 +132,10 @@ class WeaviateBackupTrigger(PollingTrigger):
             self.log.info("The backup %s %s", self.backup_id, "is cancelled" if cancelled else "was not under way")
 
 
-class WeaviateIdleTrigger(PollingTrigger):
-    """Wait until another backup has ended, however it ends; Weaviate makes one at a time.
+class BackupStatusTrigger(PollingTrigger):
+    """Asks Weaviate how one of its backups stands.
 
-    It pauses before it looks, because what is under way may be a restore, which this status does not know: then the
-    caller simply tries again after each pause. The event's state is ``complete``, ``timeout`` or ``error``.
-
-    :param backup_id: the one that is under way.
+    :param connection_id: Airflow connection of Weaviate.
     """
 
     parameters: ClassVar[tuple[str, ...]] = ("connection_id", "backend", "backup_id")
@@ -160,6 +157,16 @@ class WeaviateIdleTrigger(PollingTrigger):
         self.backend = backend
         self.backup_id = backup_id
 
+
+class WeaviateIdleTrigger(BackupStatusTrigger):
+    """Wait until another backup has ended, however it ends; Weaviate makes one at a time.
+
+    It pauses before it looks, because what is under way may be a restore, which this status does not know: then the
+    caller simply tries again after each pause. The event's state is ``complete``, ``timeout`` or ``error``.
+
+    :param backup_id: the one that is under way.
+    """
+
     async def watch(self) -> Event:
         weaviate = await AsyncWeaviate.connect(self.connection_id)
         await self.pause()
@@ -174,7 +181,7 @@ class WeaviateIdleTrigger(PollingTrigger):
         return {"state": "complete", "message": f"{self.backup_id} is not under way any more"}
 
 
-class WeaviateEndTrigger(PollingTrigger):
+class WeaviateEndTrigger(BackupStatusTrigger):
     """Wait until a backup that nobody wants any more has ended, and for what Weaviate still writes after that.
 
     What is at work is cancelled, again and again until Weaviate takes it: it may have been away when the sensor tried, and
@@ -182,24 +189,8 @@ class WeaviateEndTrigger(PollingTrigger):
     the backup lies, empty when it did not say.
     """
 
-    parameters: ClassVar[tuple[str, ...]] = ("connection_id", "backend", "backup_id")
-
-    def __init__(
-        self,
-        *,
-        connection_id: str,
-        backend: str,
-        backup_id: str,
-        poll_interval_seconds: float = 5.0,
-        read_error_limit: int = 24,
-        deadline_at: str | None = None,
-    ) -> None:
-        super().__init__(
-            poll_interval_seconds=poll_interval_seconds, read_error_limit=read_error_limit, deadline_at=deadline_at
-        )
-        self.connection_id = connection_id
-        self.backend = backend
-        self.backup_id = backup_id
+    def __init__(self, *, poll_interval_seconds: float = 5.0, read_error_limit: int = 24, **kwargs: Any) -> None:
+        super().__init__(poll_interval_seconds=poll_interval_seconds, read_error_limit=read_error_limit, **kwargs)
         self._path = self._status = ""
         self._ended = 0
 
