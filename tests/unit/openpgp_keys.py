@@ -34,12 +34,13 @@ class KeyMaker:
     def make(
         self, name: str, *, passphrase: str = "", encrypts: bool = True, options: tuple[str, ...] = ()
     ) -> PinnedKey:
-        secret = ["--passphrase", passphrase]
-        self.gpg(*options, *secret, "--quick-generate-key", name, "ed25519", "sign", "never" if not options else "1d")
-        listing = self.gpg("--with-colons", "--list-keys", f"={name}").decode()
-        fingerprint = next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:"))
+        """Make a key, also where another test of this process made one of the same name; with options it ends in a day."""
+        secret, until = ["--passphrase", passphrase], "1d" if options else "never"
+        new = ["--yes", "--status-fd", "1", "--quick-generate-key", name, "ed25519", "sign", until]
+        status = self.gpg(*options, *secret, *new).decode().split()
+        fingerprint = status[status.index("KEY_CREATED") + 2]
         if encrypts:
-            self.gpg(*options, *secret, "--quick-add-key", fingerprint, "cv25519", "encr", "1d" if options else "never")
+            self.gpg(*options, *secret, "--quick-add-key", fingerprint, "cv25519", "encr", until)
         return self.pin(name, fingerprint)
 
     def pin(self, name: str, fingerprint: str) -> PinnedKey:
