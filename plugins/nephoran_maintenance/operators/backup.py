@@ -126,7 +126,7 @@ class CheckBackupOperator(BackupStep):
             return None
         with self.session() as session:
             manifest, _ = session.backups.read_manifest(identifier)
-            ending = expiring(session.pins, session.recipients, datetime.now(UTC))
+            ending = self.ending(session)
         return {
             "backup_id": identifier,
             "type": manifest.type,
@@ -161,8 +161,7 @@ class CheckBackupOperator(BackupStep):
             session.backups.store.list(f"{session.backups.folder(identifier)}/")
             # A wrong passphrase, or a key that has ended, is known now and not after hours of reading.
             session.pgp.try_signing(session.signing)
-            now, signer = datetime.now(UTC), check_signer(session.signing.fingerprint, pinned(profile.backup.signers))
-            ending = expiring(session.pins, session.recipients, now) | signing_ends(signer, session.pgp.keys(), now)
+            ending = self.ending(session)
             found = {
                 "backup_id": identifier,
                 "type": choice.type,
@@ -196,6 +195,11 @@ class CheckBackupOperator(BackupStep):
             self.log.warning("The key of %s ends at %s: renew it, or nothing can be backed up after that", name, end)
         self.log.info("%s goes to %s", identifier, session.backups.store.url(session.backups.folder(identifier)))
         return found
+
+    def ending(self, session: Session) -> dict[str, datetime]:
+        """Return by name which recipients' and signers' keys end soon, and when."""
+        now, signer = datetime.now(UTC), check_signer(session.signing.fingerprint, pinned(self.profile.backup.signers))
+        return expiring(session.pins, session.recipients, now) | signing_ends(signer, session.pgp.keys(), now)
 
     def check_scope(self, request: BackupRequest) -> None:
         """Refuse what is included or excluded and does not exist, or that leaves nothing.

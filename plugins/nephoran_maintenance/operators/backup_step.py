@@ -104,8 +104,20 @@ class BackupStep(StepOperator):
         return checked_params(context, BackupRequest)
 
     def checked(self, context: Context) -> dict[str, Any]:
-        """Return what the first step has found out and decided."""
-        return dict(pull(context, self.sibling(CHECK_REQUEST)))
+        """Return what the first step has found out and decided.
+
+        :raises PermanentError: ``backup-not-begun``: it has decided that there is no backup, or has left nothing.
+        """
+        step = self.sibling(CHECK_REQUEST)
+        found = pull(context, step) or {}
+        if "backup_id" not in found:
+            why = found.get("not_made") or f"{step} left no result"
+            raise PermanentError(
+                "backup-not-begun",
+                f"this run makes no backup: {why}",
+                hint=f"Trigger a new run; a step that comes after {step} means nothing without it.",
+            )
+        return dict(found)
 
     def backup_id(self, context: Context) -> str:
         return str(self.checked(context)["backup_id"])

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import DownstreamTasksSkipped
 
+from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import operation_of
 from tests.unit.dag_runner import DagRunner, TaskInstance
 from tests.unit.operators.conftest import COMPONENTS, System
@@ -68,6 +70,12 @@ def test_a_step_that_is_cleared_after_the_change_began_makes_no_backup_of_what_i
     step = run.dag.get_task("protect.check_request")
     context = run.context(step, TaskInstance(run, step))
     assert "made before" in step.why_not(context)
+    with pytest.raises(DownstreamTasksSkipped):
+        step.act(context)
+    capture = run.dag.get_task("protect.capture_kubernetes_objects")
+    with pytest.raises(PermanentError, match="the change has begun") as refused:
+        capture.backup_id(run.context(capture, TaskInstance(run, capture)))
+    assert refused.value.reference == "backup-not-begun"
 
 
 def test_to_plan_makes_no_backup(system: System) -> None:
