@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import os
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -158,6 +160,22 @@ def test_a_source_that_breaks_leaves_nothing(writer: ArchiveWriter, tmp_path: Pa
     with pytest.raises(PermanentError, match="the list expired"):
         writer.write(FOLDER, "kubernetes", members())
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_what_was_loaded_before_is_looked_through_for_garbage_again_only_afterwards(
+    writer: ArchiveWriter, breaks: bool
+) -> None:
+    frozen = []
+
+    def members() -> Iterator[Member]:
+        frozen.append(gc.get_freeze_count())
+        yield member("a.bin", b"content", size_bytes=8 if breaks else 7)
+
+    with pytest.raises(PermanentError) if breaks else nullcontext():
+        writer.write(FOLDER, "objects", members())
+    assert frozen[0] > 1000
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_source_is_pulled_only_as_fast_as_the_store_takes_it(keys: KeyMaker, store: ObjectStoreHook) -> None:
