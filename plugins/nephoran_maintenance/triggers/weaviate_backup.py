@@ -189,8 +189,24 @@ class WeaviateEndTrigger(BackupStatusTrigger):
     the backup lies, empty when it did not say.
     """
 
-    def __init__(self, *, poll_interval_seconds: float = 5.0, read_error_limit: int = 24, **kwargs: Any) -> None:
-        super().__init__(poll_interval_seconds=poll_interval_seconds, read_error_limit=read_error_limit, **kwargs)
+    def __init__(
+        self,
+        *,
+        connection_id: str,
+        backend: str,
+        backup_id: str,
+        poll_interval_seconds: float = 5.0,
+        read_error_limit: int = 24,
+        deadline_at: str | None = None,
+    ) -> None:
+        super().__init__(
+            connection_id=connection_id,
+            backend=backend,
+            backup_id=backup_id,
+            poll_interval_seconds=poll_interval_seconds,
+            read_error_limit=read_error_limit,
+            deadline_at=deadline_at,
+        )
         self._path = self._status = ""
         self._ended = 0
 
