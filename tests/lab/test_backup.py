@@ -28,12 +28,12 @@ MADE_ANEW = {
     "pods",
     "events",
     "events.events.k8s.io",
-    "endpointslices.discovery.k8s.io",
     "leases.coordination.k8s.io",
     "replicasets.apps",
     "controllerrevisions.apps",
     "pods.metrics.k8s.io",
 }
+SLICES_MADE_ANEW = {"endpointslice-controller.k8s.io", "endpointslicemirroring-controller.k8s.io"}
 SET_BY_THE_SERVER = re.compile(
     r"status\b.*|metadata\.(uid|resourceVersion|generation|creationTimestamp|managedFields|ownerReferences|finalizers)"
     r"|metadata\.annotations\.(deployment\.kubernetes\.io/revision|p?v[a-z]*\.(beta\.)?kubernetes\.io/.*)"
@@ -63,9 +63,21 @@ BY_HAND = {
             "metadata": {"name": "database-elsewhere", "namespace": SYSTEM},
             "subsets": [{"addresses": [{"ip": "192.0.2.7"}], "ports": [{"port": 5432}]}],
         },
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": "cache-elsewhere-1",
+                "namespace": SYSTEM,
+                "labels": {"kubernetes.io/service-name": "cache-elsewhere"},
+            },
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": ["192.0.2.8"]}],
+            "ports": [{"port": 6379}],
+        },
     ],
 }
-"""A Service that chooses no pods: where it leads only a person knows."""
+"""A Service that chooses no pods, and a slice: where they lead only a person knows."""
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +136,7 @@ def made_anew(resource: str, item: dict[str, Any]) -> bool:
         metadata["name"] == "kube-root-ca.crt"
         or item.get("type") == "kubernetes.io/service-account-token"
         or (resource == "jobs.batch" and "ownerReferences" in metadata)
+        or labels.get("endpointslice.kubernetes.io/managed-by") in SLICES_MADE_ANEW
         or metadata.get("namespace") == "nephoran-maintenance"
         or any(label.startswith("maintenance.nephoran.com/") for label in labels)
     )

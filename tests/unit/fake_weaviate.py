@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from tests.unit.hooks.fake_s3 import FakeS3
@@ -90,6 +92,8 @@ class BackedUpWeaviate(FakeWeaviate):
         self.reasons: list[str] = []
         self.failed: dict[str, str] = {}
         """Why those have failed that did, by id."""
+        self.began: dict[str, str] = {}
+        self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
         self.asked: list[dict[str, Any]] = []
         self.folder = ""
         self.down = self.keeps_on = False
@@ -156,7 +160,8 @@ class BackedUpWeaviate(FakeWeaviate):
         return self.answer(backup_id)
 
     def answer(self, backup_id: str) -> dict[str, Any]:
-        times = {"startedAt": "2026-11-23T10:00:00.5Z", "completedAt": "2026-11-23T10:00:02Z"}
+        began = self.began.setdefault(backup_id, self.now().isoformat(timespec="milliseconds"))
+        times = {"startedAt": began, "completedAt": began}
         path = f"s3://{self.staging.bucket}/{self.folder}{backup_id}"
         error = self.failed.get(backup_id, "") or ("disk full" if self.status == "FAILED" else "")
         status = "FAILED" if error else self.status

@@ -107,6 +107,20 @@ def test_a_backup_is_fetched_compared_and_opened(how: str, person: Person, bucke
     assert SECRET not in done.stdout + done.stderr
 
 
+def test_what_a_key_signed_before_its_end_is_compared_and_opened(person: Person, bucket: BackupBucket) -> None:
+    ended = bucket.keys.expired
+    fetched(person, bucket, person.settings["BACKUP"])
+    manifest = person.work / "backup" / "manifest.json"
+    options = ("--faked-system-time", "20260101T120000!", "--local-user", ended.fingerprint)
+    signature = bucket.keys.gpg(*options, "--armor", "--detach-sign", data=manifest.read_bytes())
+    (person.work / "safe" / "signer.asc").write_text(ended.armored, encoding="ascii")
+    person.settings["SIGNER"] = ended.fingerprint
+    (manifest.parent / "manifest.json.asc").write_bytes(signature)
+    done = person.type(*COMPARE)
+    assert done.returncode == 0, done.stderr
+    assert "EXPKEYSIG" in done.stdout
+
+
 def test_nothing_is_left_behind(person: Person, bucket: BackupBucket) -> None:
     fetched(person, bucket, person.settings["BACKUP"])
     done = person.type(*COMPARE, *OPEN, *blocks("7. Leave nothing behind"))
@@ -121,6 +135,8 @@ def test_files_of_volumes_get_back_what_a_plain_file_does_not_have(person: Perso
         (folder / name).write_text(content)
     lines = [
         ("d", "0755", "empty"),
+        ("d", "0555", "sub"),
+        ("d", "2770", "sub/inner"),
         ("f", "0640", "a b.txt"),
         ("f", "0751", "run.sh"),
         ("l", "0777", "newest", "a b.txt"),
@@ -139,6 +155,8 @@ def test_files_of_volumes_get_back_what_a_plain_file_does_not_have(person: Perso
     assert (files / "newest").readlink() == Path("a b.txt")
     assert (files / "sub" / "second.txt").samefile(files / "a b.txt")
     assert [oct((files / name).stat().st_mode & 0o777) for name in ("a b.txt", "run.sh")] == ["0o640", "0o751"]
+    folders = [files / name for name in ("empty", "sub", "sub/inner")]
+    assert [oct(name.stat().st_mode & 0o7777) for name in folders] == ["0o755", "0o555", "0o2770"]
 
 
 OF_A_PARENT, BUILT_ON = blocks("An incremental backup needs its parent")

@@ -35,7 +35,6 @@ LEFT_OUT_RESOURCES = frozenset(
         ("", "events"),
         ("", "bindings"),
         ("events.k8s.io", "events"),
-        ("discovery.k8s.io", "endpointslices"),
         ("coordination.k8s.io", "leases"),
         ("coordination.k8s.io", "leasecandidates"),
     }
@@ -43,7 +42,10 @@ LEFT_OUT_RESOURCES = frozenset(
 """What the cluster makes anew by itself, by group and plural."""
 
 SERVICES, ENDPOINTS = ("", "services"), ("", "endpoints")
-"""The cluster makes Endpoints for the Services that choose pods; those of the others a person wrote."""
+ENDPOINT_SLICES = ("discovery.k8s.io", "endpointslices")
+"""The cluster makes Endpoints and their slices for the Services that choose pods; those of the others a person wrote."""
+SLICE_MANAGER = "endpointslice.kubernetes.io/managed-by"
+SLICE_CONTROLLERS = ("endpointslice-controller.k8s.io", "endpointslicemirroring-controller.k8s.io")
 LEADER = "control-plane.alpha.kubernetes.io/leader"
 """Marks an Endpoints or a ConfigMap that serves as the lock of a leader."""
 
@@ -266,6 +268,7 @@ def _is_ours(labels: Mapping[str, str]) -> bool:
 def _made_again(served: Served, found: JsonObject) -> str:
     """Return who makes the object again when it is missing."""
     metadata = found["metadata"]
+    labels = metadata.get("labels") or {}
     owners = metadata.get("ownerReferences") or ()
     controllers = [owner for owner in owners if owner.get("controller")]
     if controllers and (served.group, served.kind) in MADE_BY_THEIR_OWNER:
@@ -274,6 +277,8 @@ def _made_again(served: Served, found: JsonObject) -> str:
         return "made by its Pod"
     if (served.group, served.plural) == ("", "secrets") and found.get("type") == "kubernetes.io/service-account-token":
         return "a service-account token"
+    if (served.group, served.plural) == ENDPOINT_SLICES and labels.get(SLICE_MANAGER) in SLICE_CONTROLLERS:
+        return "made for its Service"
     if (served.group, served.plural) == ENDPOINTS and LEADER in (metadata.get("annotations") or {}):
         return "the lock of a leader"
     if (served.group, served.plural) == ("", "configmaps") and metadata["name"] == "kube-root-ca.crt":

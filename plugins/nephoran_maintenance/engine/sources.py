@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, ClassVar, Literal
 
 from nephoran_maintenance.domain.capture import (
@@ -52,6 +53,8 @@ class Source:
         self.absent = ""
         """Set by a subclass: why there is nothing to capture."""
         self.facts: dict[str, Any] = {}
+        self.made_at: datetime | None = None
+        """Set by a subclass: when what it reads was made, where that was before it is read."""
 
     def members(self) -> Iterator[Member]:
         """Yield the members."""

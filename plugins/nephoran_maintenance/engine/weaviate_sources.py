@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from nephoran_maintenance.domain.members import Member
@@ -144,6 +145,8 @@ class WeaviateFiles(Source):
     :param prefix: where the backup lies in the bucket, with a slash at the end.
     :param live: gives the collections that exist once everything was read; None: they are not compared.
     :param before: those that existed before it began: one that still exists must be in it.
+    :param base_id: the backup that it may build on; empty: it must be a full one.
+    :param made_at: when Weaviate began it, which an earlier run may have asked for.
     :param tenants: gives by collection the states of its tenants: the facts name those that are not in it.
     :param about: what else the manifest says of it.
     """
@@ -157,6 +160,8 @@ class WeaviateFiles(Source):
         *,
         live: Callable[[], Sequence[str]] | None = None,
         before: Sequence[str] = (),
+        base_id: str = "",
+        made_at: datetime | None = None,
         tenants: Callable[[], Mapping[str, Mapping[str, str]]] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
@@ -165,6 +170,8 @@ class WeaviateFiles(Source):
         self.prefix = prefix
         self.live = live
         self.before = before
+        self.base_id = base_id
+        self.made_at = made_at
         self.tenants = tenants
         self.about = dict(about or {})
 
@@ -193,6 +200,9 @@ class WeaviateFiles(Source):
                 whole = descriptor
         if whole is None:
             raise self._incomplete(f"has {len(keys)} files and no {DESCRIPTOR}, which comes last")
+        if (base := str(whole.get("baseBackupId") or "")) not in ("", self.base_id):
+            # Made for an earlier try of this run, which found another parent.
+            raise self._incomplete(f"builds on {base}, and the chain of this backup on {self.base_id or 'none'}")
         expected = sorted(whole.get("nodes") or {})
         promised.update(f"{node}/{NODE_DESCRIPTOR}" for node in expected)
         if lacking := sorted(promised - keys):
@@ -206,11 +216,11 @@ class WeaviateFiles(Source):
             "bytes": size_bytes,
             "status": whole.get("status"),
             "server_version": whole.get("serverVersion"),
-            "base_backup_id": whole.get("baseBackupId") or "",
+            "base_backup_id": base,
             "nodes": expected,
             "collections": sorted(collections),
         }
-        if whole.get("baseBackupId"):
+        if base:
             self.facts["incremental"] = "yes"  # Weaviate 1.39 tells it in the descriptor alone
         if self.live is not None:
             missing = set(self.live()) - collections

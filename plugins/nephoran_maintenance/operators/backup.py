@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
 
 from airflow.sdk.exceptions import AirflowSkipException
 
+from nephoran_maintenance.domain.backup_findings import snapshot_findings, source_finding, staging_finding
 from nephoran_maintenance.domain.backups import BackupRequest, BackupType, RequestedType, backup_id, left_in_staging
 from nephoran_maintenance.domain.capture import listings
 from nephoran_maintenance.domain.chain import PASSPHRASE, Choice, chain_of, choose
-from nephoran_maintenance.domain.findings import Finding, Severity
+from nephoran_maintenance.domain.findings import Finding
 from nephoran_maintenance.domain.manifest import (
     Cluster,
     Manifest,
@@ -37,7 +38,6 @@ from nephoran_maintenance.domain.step_ids import (
     WAIT_WEAVIATE_BACKUP,
     capture_step_id,
 )
-from nephoran_maintenance.domain.tsdb import OTHERS
 from nephoran_maintenance.domain.weaviate_backup import folder_in_bucket
 from nephoran_maintenance.errors import MaintenanceError, PermanentError
 from nephoran_maintenance.operators.backup_readiness import pinned
@@ -49,6 +49,7 @@ from nephoran_maintenance.operators.backup_sources import (
     WITH_DATA,
     Capturing,
     Notes,
+    captured_sources,
     sources_of,
 )
 from nephoran_maintenance.operators.backup_step import BackupStep, Session, backup_exists
@@ -59,7 +60,6 @@ from nephoran_maintenance.operators.base import (
     journal_of,
     operation_of,
     pull,
-    pull_all,
     reported_errors,
     states_of,
 )
@@ -69,7 +69,6 @@ from nephoran_maintenance.sensors.weaviate_backup import WeaviateBackupSensor
 from nephoran_maintenance.settings import VERSION
 from nephoran_maintenance.triggers.weaviate_backup import WeaviateEndTrigger
 
-TENANTS_SHOWN = 20
 BACKEND = "s3"
 """Weaviate's word for the module that writes its backups."""
 LONGEST_END = timedelta(minutes=10)
@@ -359,7 +358,8 @@ class CaptureSourceOperator(BackupStep):
         captured = Source(
             name=self.source,
             required=required,
-            started_at=started_at,
+            # What was made before it was read is as old as its making.
+            started_at=min(started_at, source.made_at or started_at),
             ended_at=datetime.now(UTC),
             facts=source.outcome.facts,
             **found,
@@ -478,12 +478,6 @@ class ReleaseStagingOperator(BackupStep):
         return {"deleted": deleted, "seconds": seconds, "doubt": doubt}
 
 
-def captured_sources(step: BackupStep, context: Context) -> tuple[Source, ...]:
-    """Return what became of each source that was tried."""
-    results = pull_all(context, [step.sibling(capture_step_id(name)) for name in SOURCES])
-    return tuple(Source.model_validate(found) for found in results.values())
-
-
 class RecordManifestOperator(BackupStep):
     """Write and sign the manifest, with which the backup begins to exist.
 
@@ -495,7 +489,7 @@ class RecordManifestOperator(BackupStep):
     """
 
     def act(self, context: Context) -> dict[str, Any]:
-        identifier, sources = self.backup_id(context), captured_sources(self, context)
+        identifier, sources = self.backup_id(context), captured_sources(context, self.sibling)
         with self.session() as session:
             manifest, digest = self.earlier(session, identifier, sources) or self.written(context, session, sources)
             url = session.backups.store.url(session.backups.folder(identifier))
@@ -612,8 +606,8 @@ class ReportBackupOperator(ReportOperator, BackupStep):
         note = pull(context, VERIFY_STORED_FILES)
         how: Overall = "not-backed-up" if failed or note is None else "backed-up"
         checked = pull(context, CHECK_REQUEST) or {}
-        sources = captured_sources(self, context)
-        findings = [*map(self.about, sources), *self.about_snapshots(sources), *self.about_readers(context)]
+        sources = captured_sources(context, self.sibling)
+        findings = [*map(source_finding, sources), *snapshot_findings(sources), *self.about_readers(context)]
         findings += self.about_scope(context) if checked else []
         findings += [
             Finding(
@@ -630,19 +624,8 @@ class ReportBackupOperator(ReportOperator, BackupStep):
             read = f"{note['files']} files, {note['read_bytes']} bytes read back in {note['duration_seconds']} s"
             findings.append(Finding("stored files", "pass", note["backup_id"], read, "as the manifest says"))
         if (staged := pull(context, RELEASE_STAGING)) is not None:
-            findings.append(self.about_staging(profile.backup.staging_bucket, staged))
+            findings.append(staging_finding(profile.backup.staging_bucket, staged))
         return {**report, **conclusion(how, findings)}
-
-    @staticmethod
-    def about_staging(bucket: str, staged: dict[str, Any]) -> Finding:
-        lay = f"Weaviate's files lay there for {staged['seconds']} s; {staged['deleted']} were deleted"
-        if not (doubt := staged.get("doubt")):
-            return Finding("staging bucket", "pass", bucket, lay, "only descriptors stay")
-        hint = (
-            "See that Weaviate's backup ends, or cancel it (DELETE /v1/backups/s3/<id>); then clear release_staging, "
-            "so that no data lies there in clear."
-        )
-        return Finding("staging bucket", "block", bucket, f"{lay}; {doubt}", "only descriptors stay", hint)
 
     def about_readers(self, context: Context) -> list[Finding]:
         """Return whether anything of the reading of volumes is left in the cluster, where there was any."""
@@ -658,21 +641,6 @@ class ReportBackupOperator(ReportOperator, BackupStep):
         observed = f"left by a dead step and removed: {removed}" if removed else "nothing is left"
         return [Finding("readers", "pass", ", ".join(released["looked_for"]), observed, expected)]
 
-    @staticmethod
-    def about_snapshots(sources: Sequence[Source]) -> list[Finding]:
-        """Return that Prometheus has snapshots that nobody may know of: they keep the space of old blocks."""
-        hint = (
-            "A backup that vanished may have left them. Unless another backup is at work or somebody needs them, delete "
-            "them below snapshots in the data of Prometheus: they keep the space of old blocks."
-        )
-        findings = []
-        for source in sources:
-            if others := source.facts.get(OTHERS):
-                names = ", ".join(others["first"])
-                seen = f"{others['count']} that are none of this backup: {names}"
-                findings.append(Finding("snapshots", "warn", source.name, seen, "none but its own", hint))
-        return findings
-
     def about_scope(self, context: Context) -> list[Finding]:
         """Return that the backup is a part, where it is one."""
         scope = self.request(context).scope
@@ -680,35 +648,3 @@ class ReportBackupOperator(ReportOperator, BackupStep):
             return []
         hint = "Nothing is built on it, and it satisfies no check of freshness: make a whole one too."
         return [Finding("scope", "warn", self.backup_id(context), str(scope), "everything", hint)]
-
-    @staticmethod
-    def about(source: Source) -> Finding:
-        archive = source.archive
-        if archive:
-            observed = f"{archive.members} files, {archive.member_bytes} bytes, {archive.size_bytes} bytes stored"
-            if kind := source.facts.get("kind"):
-                why = source.facts.get("reason")
-                observed += f", {kind}{f' because {why}' if why else ''}"
-            missing: list[str] = []
-            hints: list[str] = []
-            if added := source.facts.get("collections_added_meanwhile"):
-                missing.append(f"{', '.join(added)}, added while it was made")
-                hints.append("The next backup has them.")
-            for collection, found in source.facts.get("tenants_left_out", {}).items():
-                names = ", ".join(found["names"][:TENANTS_SHOWN])
-                states = ", ".join(f"{count} {state}" for state, count in sorted(found["states"].items()))
-                more = ", …" if found["count"] > TENANTS_SHOWN else ""
-                missing.append(f"{found['count']} tenants of {collection} ({states}): {names}{more}")
-            if source.facts.get("tenants_left_out"):
-                hints.append(
-                    "Activate the tenants and make a backup: Weaviate before 1.37 takes in active ones alone, and none "
-                    "takes in what is offloaded."
-                )
-            if missing:
-                seen = f"{observed}; not in it: {'; '.join(missing)}"
-                return Finding("sources", "warn", source.name, seen, "captured", " ".join(hints))
-            return Finding("sources", "pass", source.name, observed, "captured")
-        severity: Severity = "block" if source.required else "warn"
-        return Finding(
-            "sources", severity, source.name, f"{source.state}: {source.reason}", "captured", "See its step."
-        )

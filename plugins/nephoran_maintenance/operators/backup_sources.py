@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from nephoran_maintenance.domain.backups import BackupType
 from nephoran_maintenance.domain.capture import files_after
-from nephoran_maintenance.domain.step_ids import WAIT_WEAVIATE_BACKUP
+from nephoran_maintenance.domain.manifest import Source
+from nephoran_maintenance.domain.step_ids import WAIT_WEAVIATE_BACKUP, capture_step_id
 from nephoran_maintenance.domain.tsdb import RECORD
 from nephoran_maintenance.domain.weaviate_backup import folder_in_bucket
-from nephoran_maintenance.operators.base import pull
+from nephoran_maintenance.operators.base import pull, pull_all
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -122,6 +124,8 @@ def weaviate_files(of: Capturing) -> MemberSource:
         folder_in_bucket(made["path"], str(staging.bucket), made["backup_id"]),
         live=lambda: [str(found["class"]) for found in weaviate.schema()],
         before=checked["collections"],
+        base_id=checked["base_id"],
+        made_at=datetime.fromisoformat(made["started_at"]) if made.get("started_at") else None,
         tenants=lambda: tenants_of(weaviate),
         about={**{key: made[key] for key in OF_THE_SENSOR}, **({"incremental": no_base} if no_base else {})},
     )
@@ -162,6 +166,15 @@ SOURCES: dict[str, SourceKind] = {
     "weaviate-facts": SourceKind(weaviate_facts, required=True, types=WITH_DATA),
     WEAVIATE: SourceKind(weaviate_files, required=True, types=WITH_DATA),
 }
+
+
+def captured_sources(context: Context, sibling: Callable[[str], str]) -> tuple[Source, ...]:
+    """Return what became of each source that was tried.
+
+    :param sibling: gives the id of a step of the same backup.
+    """
+    results = pull_all(context, [sibling(capture_step_id(name)) for name in SOURCES])
+    return tuple(Source.model_validate(found) for found in results.values())
 
 
 def sources_of(backup_type: BackupType, scope: Scope | None = None) -> list[str]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperatorLink
 
 from nephoran_maintenance.airflow_edge import interface_address
+from nephoran_maintenance.domain.backup_findings import snapshot_findings, source_finding, staging_finding
+from nephoran_maintenance.domain.findings import Finding
 from nephoran_maintenance.domain.journal import Journal, outcome_of
 from nephoran_maintenance.domain.order import in_order
 from nephoran_maintenance.domain.report import NOT_MEASURED, build_report, overall
@@ -20,6 +22,7 @@ from nephoran_maintenance.domain.step_ids import (
     PROTECT_GROUP,
     RECHECK_PLAN,
     RECORD_MANIFEST,
+    RELEASE_STAGING,
     REPORT_OPERATION,
     VERIFY_COMPONENTS,
     VERIFY_METRICS,
@@ -36,6 +39,7 @@ from nephoran_maintenance.engine.fencing import close
 from nephoran_maintenance.engine.report_files import keep_report, write_report
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.approval import recorded_approval
+from nephoran_maintenance.operators.backup_sources import captured_sources
 from nephoran_maintenance.operators.base import (
     ERROR_KEY,
     StepOperator,
@@ -105,6 +109,7 @@ class ReportOperator(StepOperator):
         allowed = tuple(f"{COMPONENTS_GROUP}.{identifier(name)}." for name in (journal.behind() if journal else ()))
         owner = None if journal is None or journal.state == "closed" else self.other_operation(context)
         findings = list((pull(context, DECIDE_READINESS) or {}).get("findings") or ())
+        findings += [found.to_dict() for found in backup_findings(context, profile)]
         rechecked = (pull(context, RECHECK_PLAN) or {}).get("findings") or ()
         findings += [found for found in rechecked if found not in findings]
         backwards = [c.name for c in reversed(in_order(profile.components))]
@@ -222,6 +227,19 @@ def backup_before_change(context: Context) -> dict[str, Any] | None:
     note = pull(context, f"{PROTECT_GROUP}.{VERIFY_STORED_FILES}")
     about = {key: made[key] for key in ("backup_id", "type", "stored_bytes", "url")}
     return {**about, "checked": "every byte read back" if note else "not checked"}
+
+
+def backup_findings(context: Context, profile: SystemProfile) -> list[Finding]:
+    """Return what is not as it should be with the backup before a change: what is not in it, and what it left behind."""
+
+    def sibling(step: str) -> str:
+        return f"{PROTECT_GROUP}.{step}"
+
+    sources = captured_sources(context, sibling)
+    staged = pull(context, sibling(RELEASE_STAGING))
+    found = [*map(source_finding, sources), *snapshot_findings(sources)]
+    found += [staging_finding(profile.backup.staging_bucket, staged)] if staged else []
+    return [finding for finding in found if finding.severity != "pass"]
 
 
 class VerifyOutcomeOperator(StepOperator):

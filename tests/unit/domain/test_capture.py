@@ -147,6 +147,7 @@ def test_asks_for_everything_that_can_be_applied_again_and_for_nothing_else() ->
                 "deployments.apps",
                 "replicasets.apps",
                 "horizontalpodautoscalers.autoscaling",
+                "endpointslices.discovery.k8s.io",
                 "widgets.example.com",
                 f"roles.{RBAC}",
                 "endpoints",
@@ -642,6 +643,19 @@ def test_keeps_endpoints_that_a_person_wrote_and_not_those_of_a_service_that_cho
     ]
     assert b"192.0.2.7" in written[0].content
     assert selection.left_out == {"made for its Service": 1, "the lock of a leader": 1}
+
+
+def test_keeps_the_slices_that_a_person_wrote_and_not_those_of_a_controller() -> None:
+    selection = Selection(SYSTEM, OWN)
+    slices = Listing(Served("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", True), SYSTEM[0], "object")
+    by = "endpointslice.kubernetes.io/managed-by"
+    managers = {"chooses": "endpointslice-controller.k8s.io", "mirrors": "endpointslicemirroring-controller.k8s.io"}
+    found = [object_of(name, metadata={"labels": {by: manager}}) for name, manager in managers.items()]
+    found += [object_of("of-staff", metadata={"labels": {by: "staff"}}), object_of("plain")]
+    selection.begin(slices, again=False)
+    written = [file.path.rpartition("/")[2] for one in found for file in selection.take(slices, one)]
+    assert written == ["of-staff.json", "plain.json"]
+    assert selection.left_out == {"made for its Service": 2}
 
 
 def test_writes_only_the_roles_that_a_kept_binding_refers_to() -> None:

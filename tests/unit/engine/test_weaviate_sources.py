@@ -213,7 +213,7 @@ def staging(bucket: FakeBucket, serve: Callable[[Answer], Server], monkeypatch: 
 
 
 def test_streams_every_file_of_the_backup_and_no_other(staging: StagingBucket, bucket: FakeBucket) -> None:
-    source = WeaviateFiles(staging, PREFIX)
+    source = WeaviateFiles(staging, PREFIX, base_id="base-1")
     files = read(source)
     expected = {
         f"weaviate/backup/{key.removeprefix(PREFIX)}": content
@@ -228,7 +228,7 @@ def test_streams_every_file_of_the_backup_and_no_other(staging: StagingBucket, b
 
 def test_a_file_that_ends_early_fails_the_source(staging: StagingBucket, bucket: FakeBucket) -> None:
     bucket.cut = f"{PREFIX}weaviate-0/A/chunk-2"
-    source = WeaviateFiles(staging, PREFIX)
+    source = WeaviateFiles(staging, PREFIX, base_id="base-1")
     with pytest.raises(MaintenanceError, match="of which 99 were read"):
         read(source)
     assert source.outcome.state == "failed"
@@ -242,7 +242,7 @@ def test_a_backup_without_its_descriptor_is_none(staging: StagingBucket, bucket:
         del bucket.objects[f"{PREFIX}backup_config.json"]
     else:
         bucket.objects[f"{PREFIX}backup_config.json"] = b"<html>"
-    source = WeaviateFiles(staging, PREFIX)
+    source = WeaviateFiles(staging, PREFIX, base_id="base-1")
     with pytest.raises(MaintenanceError) as caught:
         read(source)
     assert (caught.value.reference, source.outcome.state) == ("weaviate-backup-incomplete", "failed")
@@ -253,24 +253,46 @@ def test_a_backup_that_was_cleared_already_is_not_taken_for_whole(
     staging: StagingBucket, bucket: FakeBucket, lost: str
 ) -> None:
     del bucket.objects[f"{PREFIX}{lost}"]
-    source = WeaviateFiles(staging, PREFIX)
+    source = WeaviateFiles(staging, PREFIX, base_id="base-1")
     with pytest.raises(MaintenanceError, match=f"lacks 1 files .* the first is {lost}"):
         read(source)
     assert source.outcome.state == "failed"
 
 
 def test_tells_which_collections_were_added_meanwhile(staging: StagingBucket) -> None:
-    source = WeaviateFiles(staging, PREFIX, live=lambda: ["A", "C", "B"], about={"incremental": "not said"})
+    source = WeaviateFiles(
+        staging, PREFIX, base_id="base-1", live=lambda: ["A", "C", "B"], about={"incremental": "not said"}
+    )
     read(source)
     assert source.outcome.facts["collections_added_meanwhile"] == ["C"]
     assert source.outcome.facts["incremental"] == "yes"
 
 
 def test_a_collection_of_before_that_is_not_in_it_fails_the_source(staging: StagingBucket) -> None:
-    source = WeaviateFiles(staging, PREFIX, live=lambda: ["A", "B", "C", "New"], before=["A", "C", "Deleted"])
+    source = WeaviateFiles(
+        staging, PREFIX, base_id="base-1", live=lambda: ["A", "B", "C", "New"], before=["A", "C", "Deleted"]
+    )
     with pytest.raises(MaintenanceError, match="lacks the collections C, which") as caught:
         read(source)
     assert (caught.value.reference, source.outcome.state) == ("weaviate-backup-incomplete", "failed")
+
+
+@pytest.mark.parametrize("base_id", ["", "base-2"])
+def test_a_backup_that_builds_on_another_than_its_chain_is_not_taken_for_whole(
+    staging: StagingBucket, base_id: str
+) -> None:
+    source = WeaviateFiles(staging, PREFIX, base_id=base_id)
+    with pytest.raises(MaintenanceError, match=f"builds on base-1, .* on {base_id or 'none'}") as caught:
+        read(source)
+    assert (caught.value.reference, source.outcome.state) == ("weaviate-backup-incomplete", "failed")
+
+
+def test_a_full_backup_in_place_of_an_incremental_one_is_whole(staging: StagingBucket, bucket: FakeBucket) -> None:
+    key = f"{PREFIX}backup_config.json"
+    bucket.objects[key] = json.dumps({**DESCRIPTOR, "baseBackupId": ""}).encode()
+    source = WeaviateFiles(staging, PREFIX, base_id="base-1")
+    read(source)
+    assert (source.outcome.state, source.outcome.facts["base_backup_id"]) == ("captured", "")
 
 
 def test_clearing_leaves_the_descriptors_and_other_backups(staging: StagingBucket, bucket: FakeBucket) -> None:

@@ -590,6 +590,15 @@ def test_another_source_that_fails_is_told_in_the_manifest(site: Site, monkeypat
     assert run.report["findings"][0]["severity"] in ("pass", "warn")
 
 
+def test_weaviates_part_is_as_old_as_its_making_and_so_is_the_backup(site: Site) -> None:
+    site.weaviate.now = lambda: datetime(2026, 11, 23, 9, tzinfo=UTC)
+    run = site.backup(type="full")
+    assert run.failed() == []
+    manifest = site.manifest()
+    (weaviate,) = [source for source in manifest["sources"] if source["name"] == "weaviate"]
+    assert weaviate["started_at"] == manifest["started_at"] == "2026-11-23T09:00:00Z"
+
+
 def test_every_step_can_be_repeated(site: Site) -> None:
     first = site.backup()
     before = dict(site.s3.objects)

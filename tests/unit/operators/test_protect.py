@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import DownstreamTasksSkipped
 
+from nephoran_maintenance.domain.manifest import ArchiveRecord
 from nephoran_maintenance.errors import PermanentError
 from nephoran_maintenance.operators.base import operation_of
 from tests.unit.dag_runner import DagRunner, TaskInstance
@@ -101,6 +102,41 @@ def test_what_is_left_of_its_making_stops_no_change_and_makes_the_run_red(system
     assert run.failed() == ["protect.release_readers", "verify_outcome"]
     assert "Every planned change is in place and verified, but another step failed" in run.report["summary"]
     assert [step["task_id"] for step in run.report["failed_steps"]] == ["protect.release_readers"]
+
+
+def test_what_is_not_in_it_and_what_may_lie_in_clear_is_in_the_report_of_the_change(system: System) -> None:
+    at = "2026-11-23T10:00:00+00:00"
+    left_out = {"Intents": {"count": 1, "states": {"COLD": 1}, "names": ["site-7"]}}
+    archive = ArchiveRecord(
+        key="weaviate.tar.zst.gpg",
+        size_bytes=1,
+        sha256="0" * 64,
+        sha256_before_encryption="0" * 64,
+        members=1,
+        member_bytes=1,
+        inventory_key="weaviate.inventory.zst",
+        inventory_sha256="0" * 64,
+        inventory_size_bytes=1,
+    ).model_dump(mode="json")
+    source = {"name": "weaviate", "required": True, "state": "captured", "started_at": at, "ended_at": at}
+    staged = {"deleted": 3, "seconds": 700.0, "doubt": "Weaviate may still write there"}
+    run = system.upgrade(
+        replaced={
+            "protect.capture_weaviate": lambda step, context: {
+                **source,
+                "archive": archive,
+                "facts": {"tenants_left_out": left_out},
+            },
+            "protect.release_staging": lambda step, context: staged,
+        }
+    )
+    rows = {row["check"]: row for row in run.report["findings"] if row["check"] in ("sources", "staging bucket")}
+    assert {check: row["severity"] for check, row in rows.items()} == {"sources": "warn", "staging bucket": "block"}
+    assert "1 tenants of Intents (1 COLD): site-7" in rows["sources"]["observed"]
+    assert "Weaviate may still write there" in rows["staging bucket"]["observed"]
+    page = Path(run.report["report_path"]).read_text(encoding="utf-8")
+    assert "site-7" in page
+    assert "Weaviate may still write there" in page
 
 
 def test_a_run_that_is_refused_touches_no_bucket(system: System) -> None:
