@@ -13,7 +13,8 @@ from nephoran_maintenance.errors import PermanentError
 
 LET_STAND = "let stand"
 """State of a gate that was unknown until a person said that the change may stand."""
-ROLL_BACK = "Roll back"
+STAND, ROLL_BACK = "Let it stand", "Roll back"
+"""The answers. They name no moment: Airflow shows the first question of a step, with its options, for ever."""
 
 Row = Mapping[str, Any]
 
@@ -28,14 +29,6 @@ def in_doubt(rows: Sequence[Row]) -> list[Row]:
     return found if others <= {"open"} else []
 
 
-def stand_option(asked_at: datetime) -> str:
-    """Return the answer that lets the change stand; it names its question.
-
-    Airflow shows the text of the first question again when a run is cleared; an answer to an old one does not count.
-    """
-    return f"Let it stand, asked {asked_at:%H:%M:%S}"
-
-
 def subject(unknown: Sequence[Row], until: datetime) -> str:
     """Return the headline of the question."""
     names = " and ".join(str(row["component"]) for row in unknown)
@@ -47,7 +40,7 @@ def body(rule: Rule, unknown: Sequence[Row], asked_at: datetime, until: datetime
     minutes = max(0, round((until - asked_at).total_seconds() / 60))
     names = " or ".join(map(plain, rule.may_approve()))
     answers = (
-        f"`{stand_option(asked_at)}` counts from {names}; `{ROLL_BACK}` from every approver and from the one who asked for "
+        f"`{STAND}` counts from {names}; `{ROLL_BACK}` from every approver and from the one who asked for "
         "the change. Another answer does not count, and the question comes again. Without an answer within "
         f"{minutes} min everything that was changed goes back. Until then the operation goes on: it holds the lease, and "
         "its own traffic is measured."
@@ -62,10 +55,15 @@ def body(rule: Rule, unknown: Sequence[Row], asked_at: datetime, until: datetime
 
 
 def judge(rule: Rule, *, by: str | None, at: datetime, chosen: Sequence[str], asked_at: datetime) -> Answer:
-    """Return an answer with the decision whether it counts; ``approve`` lets the change stand, ``reject`` takes it back."""
+    """Return an answer with the decision whether it counts; ``approve`` lets the change stand, ``reject`` takes it back.
+
+    :param asked_at: when the question was put last; what was answered before does not count.
+    """
     choice: Choice = "reject" if list(chosen) == [ROLL_BACK] else "approve"
     why = why_not(rule, (), by, choice)
-    if choice == "approve" and list(chosen) != [stand_option(asked_at)]:
+    if choice == "approve" and list(chosen) != [STAND]:
+        why = "it is none of the answers"
+    elif choice == "approve" and at < asked_at:
         why = "it is about an earlier question"
     return Answer(by=by, at=at, choice=choice, counts=not why, why=why)
 

@@ -17,6 +17,8 @@ from nephoran_maintenance.profile import Criticality
 from nephoran_maintenance.settings import PREFIX
 
 SCHEMA_VERSION = 1
+TAKEOVERS_KEPT = 20
+"""Beside the first: a recovery that fails every two minutes writes 300 kB a day otherwise, until nothing fits any more."""
 LABELS = {"app.kubernetes.io/managed-by": "nephoran-maintenance", f"{PREFIX}/record": "journal"}
 STATE_LABEL = f"{PREFIX}/state"
 LONGEST_NAME = 52
@@ -230,8 +232,9 @@ class Journal(BaseModel):
         )
 
     def taken_over(self, takeover: Takeover) -> Journal:
-        """Return the journal with the record of a recovery."""
-        return self.model_copy(update={"takeovers": (*self.takeovers, takeover)})
+        """Return the journal with the record of a recovery: the first one and the last, as a ConfigMap holds 1 MiB."""
+        first, later = self.takeovers[:1], (*self.takeovers[1:], takeover)
+        return self.model_copy(update={"takeovers": (*first, *later[-TAKEOVERS_KEPT:])})
 
     def reopened(self, at: datetime) -> Journal:
         """Return a closed journal opened for the way back."""

@@ -27,6 +27,11 @@ PROCEDURE = f"{PREFIX}/procedure"
 
 _FENCE_PATH = "/metadata/annotations/" + FENCE.replace("~", "~0").replace("/", "~1")
 
+PATIENCE = 10
+"""So many durations of the lease a run is believed to live that does not renew it: while its step waits for a slot, while
+Airflow does not answer, while its triggerer is started again. 10 minutes with the default of 60 s; Airflow itself gives up a
+worker that it has not heard of for 5."""
+
 Standing = Literal["free", "mine", "expired", "held"]
 
 
@@ -54,6 +59,11 @@ class Lease:
         if self.holder == me:
             return "mine"
         return "expired" if self.let_go or now >= self.renewed_at + self.duration else "held"
+
+    def abandoned(self, me: str, now: datetime) -> bool:
+        """Return whether it is that of somebody else who is believed to be gone, and not only late."""
+        late = self.let_go or now >= self.renewed_at + PATIENCE * self.duration
+        return late and self.standing(me, now) == "expired"
 
     def due(self, now: datetime, renew_after: timedelta) -> bool:
         """Return whether its holder should renew it now."""

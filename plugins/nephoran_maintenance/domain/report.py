@@ -10,9 +10,13 @@ from nephoran_maintenance.domain.approval import Approval
 from nephoran_maintenance.domain.findings import RANK, Finding
 from nephoran_maintenance.domain.images import ImageReference
 from nephoran_maintenance.domain.journal import Journal, JournalEntry
+from nephoran_maintenance.domain.lease import Lease
 from nephoran_maintenance.domain.plan import difference
+from nephoran_maintenance.domain.step_ids import RECOVER_OPERATIONS
 
 NOT_MEASURED = "not measured"
+WITH_REPORT = ("recover_operation", "rollback")
+"""Procedures that write a report of each operation that they take over."""
 PROBE_FIGURES = ("sent", "failed", "longest_gap_seconds", "requests_per_second")
 Overall = Literal[
     "succeeded",
@@ -127,7 +131,7 @@ def build_report(
     approval: Mapping[str, Any] | None = None,
     backup: Mapping[str, Any] | None = None,
     wanted_back: bool = False,
-    owner: str | None = None,
+    owner: Lease | None = None,
     gate_seconds: float | None = None,
 ) -> dict[str, Any]:
     """Return the report as plain data.
@@ -143,7 +147,7 @@ def build_report(
     :param approval: the fields of :class:`nephoran_maintenance.domain.approval.Approval`; None when it was not asked for.
     :param backup: what was saved before the first change; None: nothing.
     :param wanted_back: whether a person has asked for the way back of an operation.
-    :param owner: who owns the operation now, where it is not its own run any more.
+    :param owner: the lease of who owns the operation now, where it is not its own run any more.
     :param probe_expected: whether a probe was to run; without its result the probe's figures read *not measured*.
     """
     if probe is None and probe_expected:
@@ -177,22 +181,26 @@ def build_report(
     }
 
 
-def elsewhere(journal: Journal | None, owner: str | None) -> dict[str, str] | None:
+def elsewhere(journal: Journal | None, owner: Lease | None) -> dict[str, str] | None:
     """Return where it is said what became of an operation that its run has lost: ``text`` and ``address``, relative to the page.
 
-    :param owner: who owns the operation now: the operation id of a recovery that has not said yet what it decided.
+    The address is empty where the one that took it over writes no report of it.
+
+    :param owner: the lease of who owns the system now, where that has not said yet what it decided.
     """
-    if journal is None or not (journal.takeovers or owner):
+    last = journal.takeovers[-1] if journal and journal.takeovers else None
+    if journal is None or (last is None and owner is None):
         return None
-    last = journal.takeovers[-1] if journal.takeovers else None
-    # The command line adds who has called it.
-    procedure = last.procedure.partition(" ")[0] if last else "recover_operation"
+    by, procedure = (last.by, last.procedure) if last else (owner.holder, owner.procedure) if owner else (None, "")
+    procedure = procedure.partition(" ")[0]  # the command line adds who has called it
     state = f"closed: {journal.outcome}" if journal.state == "closed" else "still at work"
+    decided = f", which decided to {last.decision} it" if last else ""
+    report = f"{procedure}/{journal.operation_id}" if procedure in WITH_REPORT else ""
+    where = f"report {report}, once that has ended" if report else f"log of {RECOVER_OPERATIONS} of that {procedure}"
     return {
-        "text": f"Operation {journal.operation_id} was taken over by {last.by if last else owner}"
-        f"{f', which decided to {last.decision} it' if last else ''}; it is {state}. "
-        f"What becomes of it is in the report {procedure}/{journal.operation_id}, once that has ended.",
-        "address": f"../../{procedure}/{journal.operation_id}/",
+        "text": f"Operation {journal.operation_id} was taken over by {by}{decided}; it is {state}. "
+        f"What becomes of it is in the {where}.",
+        "address": f"../../{report}/" if report else "",
     }
 
 

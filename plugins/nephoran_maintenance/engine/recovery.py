@@ -170,9 +170,10 @@ class Recovery:
 
         Nobody waits for its expiry then, and ``kubectl get lease`` names no operation that is over. Safe to repeat: yes.
         """
-        check_switches(self.cluster, self.profile.namespaces.maintenance, forward=False)
-        if self.store.open_operations():
+        lease, now = self.leases.look()
+        if lease is None or now is None or not lease.abandoned(self.me, now) or self.store.open_operations():
             return None
+        check_switches(self.cluster, self.profile.namespaces.maintenance, forward=False)
         return self.leases.release_abandoned(self.me)
 
     def _go_on(self, journal: Journal) -> Wait | Journal:

@@ -99,18 +99,17 @@ class LeaseStore:
         return self._give_up(me, let_go)
 
     def release_abandoned(self, me: str) -> str | None:
-        """Release the lease of somebody else who no longer renews it; return who that was, None when there is nobody.
+        """Release the lease of somebody else who is gone; return who that was, None when there is nobody.
 
-        For when no operation is open: it died before its first change, or after its last. If it lives, it finds the lease
-        lost. Safe to repeat: yes.
+        For when no operation is open: it died before its first change, or after its last. Safe to repeat: yes.
         """
         lease, now = self.look()
-        if lease is None or now is None or lease.standing(me, now) != "expired":
+        if lease is None or now is None or not lease.abandoned(me, now):
             return None
         seen = lease.holder, lease.token
 
         def still_left(found: Lease, now: datetime) -> bool:
-            return (found.holder, found.token) == seen and found.standing(me, now) == "expired"
+            return (found.holder, found.token) == seen and found.abandoned(me, now)
 
         return lease.holder if self._change_if(still_left, released) else None
 

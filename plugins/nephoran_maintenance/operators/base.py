@@ -29,6 +29,7 @@ from nephoran_maintenance.profile import SystemProfile, load_profile
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from nephoran_maintenance.domain.lease import Lease
     from nephoran_maintenance.hooks.cluster import ClusterHook
     from nephoran_maintenance.hooks.journal_store import JournalStore
     from nephoran_maintenance.hooks.lease_store import HeldLease, LeaseStore
@@ -140,11 +141,16 @@ class StepOperator(BaseOperator):
         return LeaseStore(cluster, self.profile)
 
     def other_operation(self, context: Context) -> str | None:
-        """Return who else holds the lease on the system now."""
+        """Return the id of the operation that else holds the lease on the system now."""
+        lease = self.other_lease(context)
+        return None if lease is None else lease.holder
+
+    def other_lease(self, context: Context) -> Lease | None:
+        """Return the lease on the system where another operation holds it now."""
         lease, now = self.leases(self.cluster()).look()
         if lease is None or now is None or lease.standing(operation_of(context), now) != "held":
             return None
-        return lease.holder
+        return lease
 
     def quarantine(self, cluster: ClusterHook) -> QuarantineStore:
         from nephoran_maintenance.hooks.quarantine_store import QuarantineStore

@@ -114,9 +114,9 @@ class RecoverOperationsOperator(WaitingOperator):
                 # Short waits: between two of them the lease is renewed, and what others did is seen.
                 self.wait_for(result, self.profile.lease.duration / 3)
             self.log.info("%s is closed: %s", row["operation"], result.outcome)
+        self.check_left(recovery, rows)
         if not self.back and (holder := recovery.release_abandoned()):
             self.log.info("Released the lease of %s, which is over and has left nothing open", holder)
-        self.check_left(recovery, rows)
         return rows
 
     def check_left(self, recovery: Recovery, rows: list[dict[str, Any]]) -> None:

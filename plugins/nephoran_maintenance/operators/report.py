@@ -107,7 +107,7 @@ class ReportOperator(StepOperator):
         journal = None if reads_only else self.close_journal(context)
         marked = [] if journal is None else marked_steps(context, journal, profile)
         allowed = tuple(f"{COMPONENTS_GROUP}.{identifier(name)}." for name in (journal.behind() if journal else ()))
-        owner = None if journal is None or journal.state == "closed" else self.other_operation(context)
+        owner = None if journal is None or journal.state == "closed" else self.other_lease(context)
         findings = list((pull(context, DECIDE_READINESS) or {}).get("findings") or ())
         findings += [found.to_dict() for found in backup_findings(context, profile)]
         rechecked = (pull(context, RECHECK_PLAN) or {}).get("findings") or ()

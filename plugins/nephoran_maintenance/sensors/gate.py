@@ -21,11 +21,11 @@ from nephoran_maintenance.domain.gate import (
 )
 from nephoran_maintenance.domain.gate_question import (
     ROLL_BACK,
+    STAND,
     body,
     in_doubt,
     judge,
     let_stand,
-    stand_option,
     subject,
     why_back,
 )
@@ -256,7 +256,7 @@ class MetricGateSensor(StepOperator):
         self.log.info("Asking whether the change stands until %s", minute(until))
         ask(
             context,
-            options=[stand_option(asked_at), ROLL_BACK],
+            options=[STAND, ROLL_BACK],
             subject=subject(unknown, until),
             body=body(rule, unknown, asked_at, until),
             within=until - asked_at,

@@ -9,7 +9,7 @@ from typing import ClassVar
 from airflow.sdk.exceptions import AirflowRuntimeError
 
 from nephoran_maintenance.domain.journal import is_of_system
-from nephoran_maintenance.domain.lease import lease_of, refusal, renewed
+from nephoran_maintenance.domain.lease import PATIENCE, lease_of, refusal, renewed
 from nephoran_maintenance.domain.moments import NEVER
 from nephoran_maintenance.domain.step_ids import HOLD_LEASE, MEASURE_TRAFFIC, RELEASE_LEASE
 from nephoran_maintenance.errors import PermanentError
@@ -25,9 +25,6 @@ WAITING = "scheduled"
 BESIDE = frozenset({HOLD_LEASE, MEASURE_TRAFFIC})
 """Steps that stay deferred as long as the run does; they say nothing about whether it moves."""
 OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
-PATIENCE = 10
-"""So many durations of the lease a run is believed to live while its step waits for a slot, or while Airflow does not
-answer: 10 minutes with the default of 60 s. Airflow itself gives up a worker that it has not heard of for 5."""
 
 
 class HoldLeaseTrigger(PollingTrigger):
@@ -97,10 +94,13 @@ class HoldLeaseTrigger(PollingTrigger):
     async def _look(self, cluster: AsyncClusterHook) -> Event | None:
         found, now = await cluster.get_at("Lease", self.name, self.namespace)
         lease = lease_of(found)
-        if lease.holder is None or lease.let_go:
+        if lease.let_go or (lease.holder is None and await self.gives_back()):
             return {"state": "complete", "message": f"the lease {self.name} was given back"}
         if lease.holder != self.holder:
-            return {"state": "lost", "message": f"the lease {self.name} is held by {lease.owner()}"}
+            return {
+                "state": "lost",
+                "message": f"the lease {self.name} is held by {lease.owner() if lease.holder else 'nobody'}",
+            }
         if not lease.due(now, timedelta(seconds=self.renew_seconds)):
             return None
         if self._asked_at is None:
@@ -129,6 +129,11 @@ class HoldLeaseTrigger(PollingTrigger):
             else f"no step of the run was seen at work for {limit}: the lease is not renewed"
         )
         return alive
+
+    async def gives_back(self) -> bool:
+        """Return whether the run itself has given its lease back, as far as Airflow can say."""
+        states = await self.run_states()
+        return states is None or states.get(RELEASE_LEASE) in AT_WORK | OVER
 
     async def run_states(self) -> Mapping[str, str | None] | None:
         """Return the state of every step of the run, none of one that was deleted; None when Airflow does not say."""

@@ -156,12 +156,17 @@ def test_the_first_moment_of_turning_back_and_of_being_good_counts() -> None:
     assert journal().seen_good(at(1)).seen_good(at(2)) == journal(verified_at=at(1))
 
 
-def test_keeps_every_takeover() -> None:
-    first, second = (
-        Takeover(by=name, procedure="recover_operation", token=7, at=at(1), decision="undo", reason="its owner is gone")
-        for name in ("one", "two")
+def test_keeps_the_first_takeover_and_the_last_ones() -> None:
+    all_of_them = tuple(
+        Takeover(by=f"by-{n}", procedure="recover_operation", token=n, at=at(1), decision="undo", reason="gone")
+        for n in range(1, 24)
     )
-    assert journal().taken_over(first).taken_over(second).takeovers == (first, second)
+    kept = journal()
+    for number, takeover in enumerate(all_of_them, 1):
+        kept = kept.taken_over(takeover)
+        if number == 21:
+            assert kept.takeovers == all_of_them[:21]
+    assert kept.takeovers == (all_of_them[0], *all_of_them[3:])
 
 
 def test_is_opened_again_for_the_way_back_only() -> None:

@@ -280,6 +280,20 @@ def test_a_run_that_lost_its_operation_says_so_and_where_the_truth_is(system: Sy
     assert ended_well(system, before) == "old"
 
 
+def test_a_run_whose_operation_the_next_upgrade_has_taken_over_points_to_its_log(system: System) -> None:
+    def recovered(step: Any, context: Any) -> Any:
+        pass_time(system)
+        system.upgrade(components=TWO, run_id="next", mode="apply", version="v1", allow_downgrade=True)
+        return step.execute(context)
+
+    run = system.upgrade(components=TWO, replaced={"components.rag_api.apply_image": recovered})
+    told = run.report["elsewhere"]
+    assert "it is closed: rolled-back" in told["text"]
+    assert "in the log of recover_operations of that rolling_upgrade." in told["text"]
+    assert told["address"] == ""
+    assert "That report" not in Path(run.report["report_path"]).read_text(encoding="utf-8")
+
+
 def test_a_run_whose_operation_a_recovery_has_closed_points_to_its_report(system: System) -> None:
     def recovered(step: Any, context: Any) -> Any:
         pass_time(system)
@@ -288,6 +302,7 @@ def test_a_run_whose_operation_a_recovery_has_closed_points_to_its_report(system
 
     run = system.upgrade(components=TWO, replaced={"components.rag_api.apply_image": recovered})
     assert run.report["overall"] == "rolled-back"
+    assert run.report["elsewhere"]["address"].startswith("../../recover_operation/")
     assert "which decided to undo it; it is closed: rolled-back" in run.report["elsewhere"]["text"]
 
 
@@ -999,19 +1014,31 @@ def test_the_lease_of_an_operation_that_left_nothing_open_is_released_once_nobod
         else:
             assert command_line(system, "recover") == 0
 
-    recover()
-    assert system.lease()["spec"]["holderIdentity"] == holder, "it may still live"
-    pass_time(system)
+    for seconds in (0, 120, 590):
+        pass_time(system, seconds)
+        recover()
+        assert system.lease()["spec"]["holderIdentity"] == holder, "it may still live, and go on where nobody took it"
+    pass_time(system, 601)
     token = system.lease()["spec"]["leaseTransitions"]
     recover()
     assert "holderIdentity" not in system.lease()["spec"]
     assert system.lease()["spec"]["leaseTransitions"] == token
 
 
+def test_a_halt_stops_no_recovery_that_has_nothing_to_do_and_keeps_an_abandoned_lease(system: System) -> None:
+    system.cluster.put(JOURNALS, {"kind": "ConfigMap", "metadata": {"name": "switches"}, "data": {"halt": "on"}})
+    assert recover_by_airflow(system).failed() == []
+    store = LeaseStore(ClusterHook("kubernetes_rolling_upgrade"), load_profile())
+    store.take("gone", "rolling_upgrade", list)
+    pass_time(system, 601)
+    assert "[switched-off]" in recover_by_airflow(system).error("recover_operations")
+    assert system.lease()["spec"]["holderIdentity"] == "gone"
+
+
 def test_a_lease_that_is_taken_while_a_recovery_looks_is_not_released(system: System) -> None:
     store = LeaseStore(ClusterHook("kubernetes_rolling_upgrade"), load_profile())
     store.take("gone", "rolling_upgrade", list)
-    pass_time(system)
+    pass_time(system, 601)
     look = store.look
     with pytest.MonkeyPatch.context() as patch:
 

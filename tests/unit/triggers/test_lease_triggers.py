@@ -116,6 +116,7 @@ async def test_renews_until_the_run_gives_the_lease_back(
     fake_cluster.put(LEASES, lease(ME))
     ages: list[float] = []
     renewals: list[int] = []
+    now = None if states is None else {**states}
 
     def act(pause: int) -> None:
         ages.append(age_of(fake_cluster))
@@ -123,12 +124,23 @@ async def test_renews_until_the_run_gives_the_lease_back(
         grow_old(fake_cluster, 15)
         if pause == 4:
             fake_cluster.put(LEASES, released(fake_cluster.objects[PATH]))
+            if now is not None:
+                now["release_lease"] = "running"
 
-    event = await only_event(hold(monkeypatch, act, states))
+    event = await only_event(hold(monkeypatch, act, now))
     assert event["state"] == "complete"
     assert max(ages) < 15, "as old as it was made, had it not been renewed"
     # The first look may itself come late on a slow machine.
     assert len(cluster_server.requests("PUT")) - renewals[0] == 3
+
+
+@pytest.mark.parametrize("release", [None, "scheduled"])
+async def test_a_lease_that_somebody_else_has_released_is_lost(
+    cluster_server: Server, fake_cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, release: str | None
+) -> None:
+    fake_cluster.put(LEASES, released(lease(ME)))
+    event = await only_event(hold(monkeypatch, lambda pause: None, {**WORKING, "release_lease": release}))
+    assert (event["state"], event["message"]) == ("lost", "the lease nephoran is held by nobody")
 
 
 async def test_asks_for_no_renewal_before_it_is_due(
@@ -271,10 +283,12 @@ async def test_an_api_server_that_is_away_and_a_write_in_between_are_outlived(
         if pause == 40:
             fake_cluster.fail = None
             fake_cluster.put(LEASES, released(fake_cluster.objects[PATH]))
+            states["release_lease"] = "success"
         if pause < 3:
             grow_old(fake_cluster, 15)
 
-    assert (await only_event(hold(monkeypatch, act, WORKING)))["state"] == "complete"
+    states = {**WORKING}
+    assert (await only_event(hold(monkeypatch, act, states)))["state"] == "complete"
 
 
 async def test_waits_until_the_owner_and_what_it_left_open_are_gone(
