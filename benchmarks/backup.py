@@ -39,21 +39,21 @@ from benchmarks.pipeline import (
 from benchmarks.results_file import publish
 from benchmarks.written_files import bytes_on_disk, lines_of, traced, written_files
 from lab.failure import LabError
+from lab.packages import ensure_packages
 from lab.progress import Progress
 
 FOLDER = PROJECT / ".lab" / "bench-backup"
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 SCALE = float(os.environ.get("BENCH_SCALE", "1"))
 MIB = 2**20
+PROGRAMS = {name: (name,) for name in ("restic", "strace", "zstd")}
 CANARY = b"canary-of-the-benchmark"
 
 
 def main() -> None:
     """Run the benchmark and publish the figures; nothing of it stays."""
-    for name in ("restic", "strace", "zstd"):
-        if shutil.which(name) is None:
-            raise LabError(f"{name} is missing.", hint=f"apt-get install {name}")
     progress = Progress()
+    ensure_packages(progress, PROJECT / ".lab" / "logs" / "apt.log", PROGRAMS)
     shutil.rmtree(FOLDER, ignore_errors=True)
     data = FOLDER / "data"
     try:

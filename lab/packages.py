@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,18 +31,23 @@ _POLICY = Path("/usr/sbin/policy-rc.d")
 _POLICY_TEXT = "#!/bin/sh\n# put here by the Nephoran lab while it installs packages; safe to remove\nexit 101\n"
 
 
-def missing_packages() -> list[str]:
-    """Return the Debian packages of which a program is missing."""
+def missing_packages(wanted: Mapping[str, Sequence[str]] | None = None) -> list[str]:
+    """Return the Debian packages of which a program is missing.
+
+    :param wanted: the programs that are needed of each package; None: what the lab needs.
+    """
     return [
         package
-        for package, programs in PACKAGES.items()
+        for package, programs in (wanted or PACKAGES).items()
         if any(shutil.which(program, path=SEARCH_PATH) is None for program in programs)
     ]
 
 
-def ensure_packages(progress: Callable[[str], None], log: Path) -> None:
+def ensure_packages(
+    progress: Callable[[str], None], log: Path, wanted: Mapping[str, Sequence[str]] | None = None
+) -> None:
     """Install the missing packages by apt; none of their services is started. Safe to repeat: yes."""
-    missing = missing_packages()
+    missing = missing_packages(wanted)
     if not missing:
         return
     if shutil.which("apt-get") is None:
@@ -57,7 +62,7 @@ def ensure_packages(progress: Callable[[str], None], log: Path) -> None:
         _apt(["update"], output.fileno())
         progress(f"apt: installing {', '.join(missing)}")
         status = _apt(["install", "--yes", "--no-install-recommends", *missing], output.fileno())
-    still_missing = missing_packages()
+    still_missing = missing_packages(wanted)
     if status != 0 or still_missing:
         raise LabError(
             f"apt could not install {', '.join(still_missing or missing)}.",
