@@ -56,7 +56,8 @@ TABLE = RESULTS / "kills.jsonl"
 LEASE = {"duration_seconds": 10, "renew_seconds": 2}
 HEARTBEAT_SECONDS = 20
 RECOVERY_SECONDS = 30.0
-REQUESTS_PER_SECOND = 10
+REQUESTS_PER_SECOND, WHILE_JUDGED_PER_SECOND = 10, 30
+"""Fewer than usual: the processors are needed for starting again what was killed. A gate needs 150 in its window of 10 s."""
 OUTAGE_SECONDS = 30.0
 LOOK_SECONDS = 0.05
 MOMENT_TRIES = 3
@@ -227,7 +228,7 @@ class Matrix:
             for process in orphans:
                 process.signal(signal.SIGKILL)
             row["ok"] = row["ok"] and bool(killed)
-            measured = {"requests_per_second": REQUESTS_PER_SECOND, "commit": commit()}
+            measured = {"requests_per_second": requests_per_second(case.gated), "commit": commit()}
             return row | {"killed": killed, "run_id": run_id, **measured}
         return None
 
@@ -450,15 +451,17 @@ def tag_of(image: str) -> str:
 def set_profile(airflow: Airflow, lease: Mapping[str, int], *, protected: bool = False, gated: bool = False) -> None:
     """Write into the profile whether a backup comes first, whether metrics are judged, and how long a lease lasts: a dead
     owner is noticed in seconds.
-
-    Traffic is measured with fewer requests than usual: the processors are needed for starting again what was killed.
     """
     profile = yaml.safe_load(airflow.instance.profile.read_text(encoding="utf-8"))  # type: ignore[union-attr]
     profile["lease"] = dict(lease)
     profile["backup"]["before_change"] = "full" if protected else "none"
     profile["gate"] |= GATES["short" if gated else "off"]
-    profile["probe"]["rate_per_second"] = REQUESTS_PER_SECOND
+    profile["probe"]["rate_per_second"] = requests_per_second(gated)
     airflow.instance.profile.write_text(yaml.safe_dump(profile, sort_keys=False), encoding="utf-8")  # type: ignore[union-attr]
+
+
+def requests_per_second(gated: bool) -> int:
+    return WHILE_JUDGED_PER_SECOND if gated else REQUESTS_PER_SECOND
 
 
 def table() -> dict[str, Row]:
