@@ -204,6 +204,8 @@ def marks_the_run_failed(upgrades: Upgrades, run_id: str, step: str) -> None:
 
 
 def deletes_the_run(upgrades: Upgrades, run_id: str, step: str) -> None:
+    """Airflow deletes no run that is running: who wants that marks it first."""
+    upgrades.client.fail_run(DAG, run_id)
     upgrades.client.delete_run(DAG, run_id)
 
 
