@@ -204,8 +204,9 @@ def marks_the_run_failed(upgrades: Upgrades, run_id: str, step: str) -> None:
 
 
 def deletes_the_run(upgrades: Upgrades, run_id: str, step: str) -> None:
-    """Airflow deletes no run that is running: who wants that marks it first."""
+    """Airflow deletes no run that is running: who wants that marks it first, and waits for its last step."""
     upgrades.client.fail_run(DAG, run_id)
+    upgrades.client.follow(DAG, run_id, timeout=timedelta(minutes=2))
     upgrades.client.delete_run(DAG, run_id)
 
 
